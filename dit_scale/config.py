@@ -1,0 +1,332 @@
+"""Every setting: frozen dataclasses with defaults, filled from a YAML file and ``key.sub=value`` overrides."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError, safe_dump
+
+from dit_scale.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------- encoding
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    path: str = MISSING
+    """Folder of class folders, or folder (or file) of webdataset tars of images."""
+    format: Literal["auto", "folders", "tars"] = "auto"
+    """How the images are stored; auto looks at what lies in the path."""
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    name: str = "stabilityai/sd-vae-ft-ema"
+    """`pca` (a codec fitted on the images), a hub name or a local folder of a diffusers autoencoder."""
+    revision: str | None = None
+    """Revision of the hub's model; null takes the newest."""
+    scale: tuple[float, ...] | None = None
+    """Latent scale, one number or one a channel; null takes the model's own (PCA: 1 / rms)."""
+    shift: tuple[float, ...] | None = None
+    """Latent shift, one number or one a channel; null takes the model's own."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoder."""
+    pca_patch_size: int = 8
+    """Side of the square image patch that the PCA codec turns into one latent pixel."""
+    pca_channels: int = 4
+    """Principal components kept a patch: the PCA latent's channels."""
+    pca_fit_images: int = 2048
+    """Images, chosen evenly over the source's order, from which the PCA codec is fitted."""
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """The images."""
+    output: str = MISSING
+    """Shard folder to write."""
+    image_size: int = 256
+    """Side of the cropped image in pixels."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """The frozen autoencoder."""
+    mirrors: Literal["both", "none"] = "both"
+    """Store moments of the image and of its mirror image, or of the image alone."""
+    shard_records: int = 4096
+    """Records a shard."""
+    batch_size: int = 32
+    """Images in one pass of the encoder, mirrors counted apart; fixed, so that it does not change the bytes."""
+    workers: int = 1
+    """Encoder processes on this machine when there is no launcher."""
+    decode_workers: int = 2
+    """Processes per encoder that decode and crop images; 0 decodes in the encoder's own."""
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "DiT-XL/2"
+    """A preset, DiT-{S,B,L,XL}/{2,4,8}, or `custom` with the four fields below."""
+    patch_size: int | None = None
+    """Side of a patch in latent pixels; null takes the preset's."""
+    hidden_size: int | None = None
+    """Width of a token; null takes the preset's."""
+    depth: int | None = None
+    """Transformer blocks; null takes the preset's."""
+    num_heads: int | None = None
+    """Attention heads; null takes the preset's."""
+    mlp_ratio: float = 4.0
+    """Width of the MLP over the width of a token."""
+    label_dropout: float = 0.1
+    """Probability with which a label is replaced by the null label in training."""
+    learn_sigma: bool = True
+    """Predict the variance, too: twice the output channels."""
+    attention: Literal["auto", "xformers", "sdpa"] = "auto"
+    """Attention kernel: xformers on CUDA, PyTorch's scaled dot product elsewhere, or one by name."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    name: Literal["gaussian", "flow"] = "gaussian"
+    """Objective: Gaussian diffusion (DDPM) or flow matching (rectified flow, SiT)."""
+    num_timesteps: int = 1000
+    """Steps of the discrete schedule (gaussian)."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Noise schedule (gaussian)."""
+    prediction: Literal["epsilon", "v", "x0"] = "epsilon"
+    """What the network predicts (gaussian; a flow predicts velocity)."""
+    time_distribution: Literal["uniform", "logit_normal"] = "uniform"
+    """How training times are drawn (flow)."""
+    logit_mean: float = 0.0
+    """Mean of the logit of t (flow, logit_normal)."""
+    logit_std: float = 1.0
+    """Standard deviation of the logit of t (flow, logit_normal)."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str = MISSING
+    """Shard folder, as `dit-scale encode` writes it."""
+    mirror: bool = True
+    """Take the mirror image's moments for half of the records, drawn anew each time."""
+    verify: bool = True
+    """Check each record's digest whenever it is read."""
+    prefetch_batches: int = 4
+    """Batches read ahead."""
+    record_keys: bool = False
+    """Write the keys of the records that each rank consumed to keys-rankN.jsonl."""
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    steps: int = 7_000_000
+    """Optimizer updates until the run is done."""
+    global_batch_size: int = 256
+    """Images a step over all ranks; fixed for a run."""
+    micro_batch_size_per_gpu: int = 32
+    """Most images a rank puts through the model at once; gradient accumulation follows."""
+    learning_rate: float = 1e-4
+    """AdamW's learning rate after warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly from 0."""
+    rate_schedule: Literal["constant", "cosine"] = "constant"
+    """The rate after warm-up: constant, or a cosine down to final_learning_rate at the last step."""
+    final_learning_rate: float = 0.0
+    """The cosine's end."""
+    beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: float = 0.999
+    """AdamW's decay of the second moment."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: float | None = None
+    """Gradients longer than this are scaled down to it; null never clips."""
+    ema_decay: float = 0.9999
+    """Decay of the exponential moving average of the weights."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed shards over ranks: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of model and gradients; master weights, Adam moments and EMA are always fp32."""
+    checkpoint_every_blocks: int = 0
+    """Activation checkpointing: 0 none, 1 every block, k every k-th block."""
+    offload_optimizer: bool = False
+    """Keep optimizer state and its update in host memory (ZeRO 1, 2, 3)."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+    bucket_elements: int = 200_000_000
+    """Elements that DeepSpeed reduces or gathers in one call."""
+    threads_per_rank: int | None = None
+    """CPU threads a rank; null divides this machine's cores by its ranks."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int = 10_000
+    """Steps between checkpoints; one is always written at the end."""
+    keep: int = 3
+    """Newest checkpoints that stay."""
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    every_steps: int = 10_000
+    """Steps between preview grids; 0 draws none."""
+    classes: tuple[int, ...] = ()
+    """Classes in the grid; empty takes up to eight, spread evenly."""
+    samples_per_class: int = 4
+    """Images a class."""
+    cfg_scale: float = 4.0
+    """Guidance; 1 is none."""
+    solver: str | None = None
+    """Solver; null takes the objective's default."""
+    num_sampling_steps: int = 50
+    """Steps of the solver."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every_steps: int = 100
+    """Steps between console lines; metrics.jsonl has a line for every step."""
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Auto is online where an API key is found, else offline."""
+    project: str = "dit_scale"
+    """Project on wandb."""
+    name: str | None = None
+    """Name of the run; null takes the run folder's."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    run_dir: str = MISSING
+    """Run folder; where it holds a checkpoint, training goes on from the last good one."""
+    seed: int = 0
+    """Seed of the initial weights and of every draw."""
+    init_from: str | None = None
+    """Weights for a new run: a run, a checkpoint folder, a published .pt or a .safetensors file."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainSection = field(default_factory=TrainSection)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+FIXED_FOR_A_RUN = (
+    "seed",
+    "init_from",
+    "model.name",
+    "model.patch_size",
+    "model.hidden_size",
+    "model.depth",
+    "model.num_heads",
+    "model.mlp_ratio",
+    "model.label_dropout",
+    "model.learn_sigma",
+    "diffusion",
+    "data.mirror",
+    "train.global_batch_size",
+    "train.ema_decay",
+    "engine.precision",
+)
+"""The rule for resuming: these stay as the run began (and so do its latents); all else may change."""
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_config(schema: type[T], path: str | Path | None, overrides: list[str] | None = None) -> T:
+    """Return ``schema`` filled from a YAML file and ``key.sub=value`` overrides, later ones winning.
+
+    Raises InputError for a missing file, an unknown key (naming the nearest), a value of the wrong type or
+    a mandatory key that nobody gave.
+    """
+    parts: list[Any] = [OmegaConf.structured(schema)]
+    if path is not None:
+        parts.append(_read_yaml(Path(path)))
+    for override in overrides or []:
+        if "=" not in override or override.startswith("-"):
+            raise InputError(f"override '{override}' is not of the form key.sub=value; write e.g. train.steps=1000")
+        parts.append(_merge_source(override))
+    try:
+        merged = parts[0]
+        for part in parts[1:]:
+            merged = OmegaConf.merge(merged, part)
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise InputError(
+            f"'{error.full_key}' has no value and no default; set it in the config or give {error.full_key}=…"
+        ) from error
+    except ConfigKeyError as error:
+        raise InputError(f"unknown key '{error.full_key}'{_nearest_key(schema, str(error.full_key))}") from error
+    except OmegaConfBaseException as error:
+        where = f"'{error.full_key}': " if error.full_key else ""
+        raise InputError(f"{where}{str(error).splitlines()[0]}") from error
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain dictionaries, lists and numbers."""
+    return asdict(config)
+
+
+def to_yaml(config: Any) -> str:
+    """Return a configuration as YAML that ``load_config`` reads back to an equal one."""
+    return safe_dump(OmegaConf.to_container(OmegaConf.structured(config)), sort_keys=False)
+
+
+def get(config: Any, dotted_key: str) -> Any:
+    """Return the value at ``a.b.c``."""
+    for name in dotted_key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"config '{path}' is not a file; give the path of a YAML file, e.g. configs/quickstart.yaml")
+    try:
+        return OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise InputError(f"config '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _merge_source(override: str) -> Any:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"override '{override}' cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _nearest_key(schema: type, full_key: str) -> str:
+    """Name the known key closest to an unknown one, over the whole tree when its own section has none."""
+    known = list(_keys(OmegaConf.to_container(OmegaConf.structured(schema))))
+    section, _, name = full_key.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
+    elsewhere = [key for key in known if key.rpartition(".")[2] == name]
+    hint = nearest(name, siblings) if siblings else nearest(full_key, known)
+    return f"; did you mean '{elsewhere[0]}'?" if elsewhere and "did you mean" not in hint else hint
+
+
+def _keys(tree: Any, prefix: str = "") -> Any:
+    for name, value in tree.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")

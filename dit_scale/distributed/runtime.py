@@ -1,0 +1,134 @@
+"""Ranks, devices, start and stop; the one module that reads a launcher's environment variables."""
+
+import ctypes
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from dit_scale.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is among how many."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    node_rank: int = 0
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        """Read torchrun's variables, else srun's, else be the only process."""
+        if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            return cls(
+                rank=_integer("RANK"),
+                world_size=_integer("WORLD_SIZE"),
+                local_rank=_integer("LOCAL_RANK"),
+                local_world_size=_integer("LOCAL_WORLD_SIZE"),
+                node_rank=_integer("GROUP_RANK"),
+            )
+        if "SLURM_STEP_NUM_TASKS" in os.environ:  # set inside srun, absent in the batch shell
+            node_rank = _integer("SLURM_NODEID")
+            return cls(
+                rank=_integer("SLURM_PROCID"),
+                world_size=_integer("SLURM_STEP_NUM_TASKS"),
+                local_rank=_integer("SLURM_LOCALID"),
+                local_world_size=_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])[node_rank],
+                node_rank=node_rank,
+            )
+        return cls()
+
+
+def _integer(name: str) -> int:
+    value = os.environ.get(name, "0")
+    if not value.isdigit():
+        raise InputError(f"environment variable {name} is '{value}', not a number; let torchrun or srun set it")
+    return int(value)
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Read Slurm's run-length list: ``2(x3),1`` -> [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise InputError(f"SLURM_STEP_TASKS_PER_NODE is '{text}', not a list such as '2(x3),1'; let srun set it")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def device_of(world: World) -> str:
+    """Return this process's device: its own GPU, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    # With --gpus-per-task=1 each process sees one GPU as 0; with --gpus-per-node every process sees them all.
+    return f"cuda:{world.local_rank if torch.cuda.device_count() > 1 else 0}"
+
+
+def set_threads(world: World, threads_per_rank: int | None = None) -> int:
+    """Give each rank of this machine its share of the cores; return the threads of this one."""
+    import torch
+
+    threads = threads_per_rank or max(1, len(os.sched_getaffinity(0)) // world.local_world_size)
+    torch.set_num_threads(threads)
+    return threads
+
+
+@contextmanager
+def process_group(world: World, device: str, timeout_seconds: float = 1800.0) -> Iterator[None]:
+    """Join the process group (NCCL on CUDA, gloo on CPU) and leave it at the end."""
+    import torch
+    import torch.distributed as dist
+
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    timeout = timedelta(seconds=timeout_seconds)
+    if world.world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        address, port = _rendezvous()
+        dist.init_process_group(
+            backend,
+            init_method=f"tcp://{address}:{port}",
+            rank=world.rank,
+            world_size=world.world_size,
+            timeout=timeout,
+        )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _rendezvous() -> tuple[str, int]:
+    """Return the address and port of rank zero's store."""
+    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        return os.environ["MASTER_ADDR"], _integer("MASTER_PORT")
+    if os.environ.get("SLURM_STEP_NUM_NODES") == "1":
+        # Below the ephemeral range, and another port for each job and each of its restarts.
+        restarts = _integer("SLURM_RESTART_COUNT")
+        return "127.0.0.1", 15000 + (_integer("SLURM_JOB_ID") * 7 + restarts) % 15000
+    raise InputError("MASTER_ADDR and MASTER_PORT are not set for several nodes; start with slurm/train.sbatch")
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it dies (torchrun killed leaves no orphans)."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG, <sys/prctl.h>
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,79 @@
+"""Random draws without a generator: each is a function of (seed, stream, position), and of nothing else.
+
+A draw does not depend on the rank, the worker, the batch around it or on what was drawn before, so a run
+that is resumed, or that goes on with another number of GPUs, sees the same training problem.
+Hashing is splitmix64 (Steele et al., OOPSLA 2014) on 64-bit integers, which wrap alike on every device;
+normals are made in float64 and rounded to float32, so vector and scalar code paths agree.
+"""
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Stream(IntEnum):
+    """What a draw is for; each stream is independent of the others."""
+
+    MIRROR = 1
+    POSTERIOR = 2
+    NOISE = 3
+    TIME = 4
+    LABEL_DROPOUT = 5
+    INITIAL_NOISE = 6
+    STEP_NOISE = 7
+    CLASS = 8
+
+
+def _signed(value: int) -> int:
+    """Map an unsigned 64-bit constant to the int64 with the same bits."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    """Shift right, filling with zeros (int64's own shift copies the sign)."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def mix64(bits: Tensor) -> Tensor:
+    """Scramble 64-bit integers: splitmix64's finaliser, a bijection."""
+    bits = (bits ^ _shift_right(bits, 30)) * _MIX_1
+    bits = (bits ^ _shift_right(bits, 27)) * _MIX_2
+    return bits ^ _shift_right(bits, 31)
+
+
+def _record_keys(seed: int, stream: Stream, positions: Tensor) -> Tensor:
+    """Return one 64-bit key per position, [N]."""
+    start = torch.full_like(positions, _signed((seed * 0x9E3779B97F4A7C15 + int(stream)) % (1 << 64)))
+    return mix64(mix64(start) + positions * _GAMMA)
+
+
+def _bits(seed: int, stream: Stream, positions: Tensor, count: int, first: int) -> Tensor:
+    """Return ``count`` 64-bit words per position, [N, count], from word ``first`` of the record's sequence."""
+    words = torch.arange(first + 1, first + count + 1, device=positions.device)
+    return mix64(_record_keys(seed, stream, positions)[:, None] + words * _GAMMA)
+
+
+def uniform(seed: int, stream: Stream, positions: Tensor) -> Tensor:
+    """Draw one float64 in [0, 1) for each int64 position, [N]; exact, and the same on every device."""
+    return _shift_right(_bits(seed, stream, positions, 1, 0)[:, 0], 11).double() * 2.0**-53
+
+
+def normal(seed: int, stream: Stream, positions: Tensor, shape: tuple[int, ...], *, chapter: int = 0) -> Tensor:
+    """Draw a standard normal float32 tensor [N, *shape], one record of ``shape`` for each int64 position.
+
+    ``chapter`` counts further tensors for the same position (a solver's step). Box and Muller (1958).
+    """
+    numel = math.prod(shape)
+    pairs = (numel + 1) // 2
+    bits = _bits(seed, stream, positions, pairs, chapter * pairs)
+    radius = torch.sqrt(-2.0 * torch.log((_shift_right(bits, 32).double() + 0.5) * 2.0**-32))
+    angle = (bits & 0xFFFFFFFF).double() * (2.0 * math.pi * 2.0**-32)
+    both = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return both.flatten(1)[:, :numel].float().view(len(positions), *shape)
