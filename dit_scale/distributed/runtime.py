@@ -100,10 +100,10 @@ def process_group(world: World, device: str, timeout_seconds: float = 1800.0) ->
     if world.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        address, port = _rendezvous()
+        _set_rendezvous()
         dist.init_process_group(
             backend,
-            init_method=f"tcp://{address}:{port}",
+            init_method="env://",
             rank=world.rank,
             world_size=world.world_size,
             timeout=timeout,
@@ -114,15 +114,15 @@ def process_group(world: World, device: str, timeout_seconds: float = 1800.0) ->
         dist.destroy_process_group()
 
 
-def _rendezvous() -> tuple[str, int]:
-    """Return the address and port of rank zero's store."""
+def _set_rendezvous() -> None:
+    """Have MASTER_ADDR and MASTER_PORT name rank zero's store: the launcher's, or our own for srun on one node."""
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
-        return os.environ["MASTER_ADDR"], _integer("MASTER_PORT")
-    if os.environ.get("SLURM_STEP_NUM_NODES") == "1":
-        # Below the ephemeral range, and another port for each job and each of its restarts.
-        restarts = _integer("SLURM_RESTART_COUNT")
-        return "127.0.0.1", 15000 + (_integer("SLURM_JOB_ID") * 7 + restarts) % 15000
-    raise InputError("MASTER_ADDR and MASTER_PORT are not set for several nodes; start with slurm/train.sbatch")
+        return
+    if os.environ.get("SLURM_STEP_NUM_NODES") != "1":
+        raise InputError("MASTER_ADDR and MASTER_PORT are not set for several nodes; start with slurm/train.sbatch")
+    # Below the ephemeral range, and another port for each job and each of its restarts.
+    port = 15000 + (_integer("SLURM_JOB_ID") * 7 + _integer("SLURM_RESTART_COUNT")) % 15000
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
 def die_with_parent() -> None:

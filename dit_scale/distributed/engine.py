@@ -1,0 +1,139 @@
+"""Configuration -> DeepSpeed engine: the one place that writes DeepSpeed's own configuration."""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from dit_scale.config import EngineConfig, TrainSection
+from dit_scale.distributed.runtime import World
+from dit_scale.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is split: over ranks evenly, over micro steps as evenly as it goes."""
+
+    global_batch_size: int
+    batch_size_per_rank: int
+    gradient_accumulation_steps: int
+
+    @property
+    def micro_batches(self) -> list[slice]:
+        """The parts of a rank's batch, one a micro step."""
+        steps, size = self.gradient_accumulation_steps, self.batch_size_per_rank
+        edges = [size * step // steps for step in range(steps + 1)]
+        return [slice(first, last) for first, last in pairwise(edges)]
+
+
+def plan_batches(train: TrainSection, world_size: int) -> BatchPlan:
+    """Split the global batch; raises InputError where the ranks do not divide it."""
+    size = train.global_batch_size
+    if size % world_size:
+        divisors = [n for n in range(1, size + 1) if size % n == 0]
+        near = min(divisors, key=lambda n: (abs(n - world_size), n))
+        raise InputError(
+            f"train.global_batch_size={size} does not divide over {world_size} ranks; use a multiple of {world_size}, "
+            f"such as {-(-size // world_size) * world_size}, or {near} ranks"
+        )
+    per_rank = size // world_size
+    return BatchPlan(size, per_rank, -(-per_rank // train.micro_batch_size_per_gpu))
+
+
+def build_engine(
+    model: nn.Module, engine: EngineConfig, train: TrainSection, batches: BatchPlan, world: World, device: str
+) -> Any:
+    """Wrap a model for training: activation checkpointing, compilation, AdamW, DeepSpeed's ZeRO.
+
+    Collective. ``world`` must have joined its process group. Raises InputError for what DeepSpeed refuses or
+    gets wrong.
+    """
+    _check(engine)
+    deepspeed = _import_deepspeed()
+    for key, value in (("RANK", world.rank), ("WORLD_SIZE", world.world_size), ("LOCAL_RANK", world.local_rank)):
+        os.environ[key] = str(value)  # DeepSpeed reads these; under srun nobody else sets them
+    # DeepSpeed takes the device from LOCAL_RANK; with one visible GPU a process that is number 0.
+    if device.startswith("cuda"):
+        os.environ["LOCAL_RANK"] = device.partition(":")[2]
+    deepspeed.init_distributed(dist_backend="nccl" if device.startswith("cuda") else "gloo", verbose=False)
+    model.to(device=device, dtype=DTYPES[engine.precision])
+    wrap_blocks(model, engine)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        weight_decay=train.weight_decay,
+        fused=True,
+    )
+    wrapped, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config(engine, train, batches)
+    )
+    return wrapped
+
+
+def wrap_blocks(model: nn.Module, engine: EngineConfig) -> None:
+    """Compile blocks and recompute their activations in backward, without changing a parameter's name."""
+    blocks: Any = model.blocks
+    for index, block in enumerate(blocks):
+        if engine.compile:
+            block.forward = torch.compile(block.forward, dynamic=False)
+        every = engine.checkpoint_every_blocks
+        if every and index % every == 0:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def deepspeed_config(engine: EngineConfig, train: TrainSection, batches: BatchPlan) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; learning rate, data and checkpoints stay ours."""
+    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    if engine.zero_stage > 0:
+        zero |= {"reduce_bucket_size": engine.bucket_elements, "overlap_comm": torch.cuda.is_available()}
+    if engine.zero_stage in (1, 2):
+        zero |= {"allgather_bucket_size": engine.bucket_elements}
+    if engine.zero_stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": engine.bucket_elements}
+    if engine.offload_optimizer:
+        zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # only its product with the next is used; micro batches are cut by us
+        "gradient_accumulation_steps": batches.gradient_accumulation_steps,
+        "gradient_clipping": train.max_grad_norm or 0.0,
+        "bf16": {"enabled": engine.precision == "bf16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 62,
+    }
+
+
+def set_learning_rate(engine: Any, learning_rate: float) -> None:
+    """Set the rate of the next update."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def _check(engine: EngineConfig) -> None:
+    if engine.zero_stage == 0 and engine.precision == "bf16":
+        raise InputError(
+            "engine.zero_stage=0 with engine.precision=bf16 makes DeepSpeed take a wrong Adam step; "
+            "use engine.zero_stage=1 (the same memory on one rank) or engine.precision=fp32"
+        )
+    if engine.zero_stage == 0 and engine.offload_optimizer:
+        raise InputError("engine.offload_optimizer needs sharded optimizer state; use engine.zero_stage=1, 2 or 3")
+
+
+def _import_deepspeed() -> Any:
+    """Import DeepSpeed without the compilation of its shared-memory op, which takes minutes on a CPU."""
+    import deepspeed
+    from deepspeed import ops
+    from deepspeed.utils import logger
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logger.setLevel("WARNING")
+    return deepspeed
