@@ -1,6 +1,10 @@
 """Every setting: frozen dataclasses with defaults, filled from a YAML file and ``key.sub=value`` overrides."""
 
-from dataclasses import asdict, dataclass, field
+import ast
+import inspect
+import textwrap
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -232,7 +236,6 @@ class Config:
 
 FIXED_FOR_A_RUN = (
     "seed",
-    "init_from",
     "model.name",
     "model.patch_size",
     "model.hidden_size",
@@ -244,10 +247,37 @@ FIXED_FOR_A_RUN = (
     "diffusion",
     "data.mirror",
     "train.global_batch_size",
-    "train.ema_decay",
     "engine.precision",
 )
 """The rule for resuming: these stay as the run began (and so do its latents); all else may change."""
+
+
+_AT_LEAST: dict[str, float] = {
+    "train.steps": 1,
+    "train.global_batch_size": 1,
+    "train.micro_batch_size_per_gpu": 1,
+    "train.learning_rate": 0.0,
+    "train.warmup_steps": 0,
+    "train.weight_decay": 0.0,
+    "data.prefetch_batches": 1,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep": 1,
+    "preview.every_steps": 0,
+    "preview.samples_per_class": 1,
+    "preview.num_sampling_steps": 1,
+    "log.every_steps": 1,
+    "engine.checkpoint_every_blocks": 0,
+    "engine.bucket_elements": 1,
+    "image_size": 8,
+    "shard_records": 1,
+    "batch_size": 1,
+    "workers": 1,
+    "decode_workers": 0,
+    "autoencoder.pca_patch_size": 1,
+    "autoencoder.pca_channels": 1,
+    "autoencoder.pca_fit_images": 1,
+}
+_BELOW_ONE = ("train.ema_decay", "train.beta1", "train.beta2", "model.label_dropout")
 
 
 # ---------------------------------------------------------------- loading
@@ -270,7 +300,7 @@ def load_config(schema: type[T], path: str | Path | None, overrides: list[str] |
         merged = parts[0]
         for part in parts[1:]:
             merged = OmegaConf.merge(merged, part)
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        config: T = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except MissingMandatoryValue as error:
         raise InputError(
             f"'{error.full_key}' has no value and no default; set it in the config or give {error.full_key}=…"
@@ -280,6 +310,36 @@ def load_config(schema: type[T], path: str | Path | None, overrides: list[str] |
     except OmegaConfBaseException as error:
         where = f"'{error.full_key}': " if error.full_key else ""
         raise InputError(f"{where}{str(error).splitlines()[0]}") from error
+    _check_ranges(config)
+    return config
+
+
+def describe(schema: type, prefix: str = "") -> str:
+    """Return every setting with its default and its sentence, one a line, for ``--help``."""
+    sentences = _sentences(schema)
+    lines = []
+    for entry in fields(schema):
+        if is_dataclass(entry.type):
+            lines.append(describe(entry.type, f"{prefix}{entry.name}."))  # type: ignore[arg-type]
+        else:
+            default = "" if entry.default in (MISSING, None) else f"={entry.default}"
+            lines.append(f"  {prefix}{entry.name}{default}\n      {sentences.get(entry.name, '')}")
+    return "\n".join(lines)
+
+
+def _sentences(schema: type) -> dict[str, str]:
+    """Read the sentence beneath each field from the class's source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for entry, following in pairwise(body):
+        if isinstance(entry, ast.AnnAssign) and isinstance(following, ast.Expr):
+            found[entry.target.id] = following.value.value  # type: ignore
+    return found
+
+
+def config_from(schema: type[T], values: dict[str, Any]) -> T:
+    """Return ``schema`` filled from plain dictionaries, such as ``resolved`` makes."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))  # type: ignore[return-value]
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -300,12 +360,34 @@ def get(config: Any, dotted_key: str) -> Any:
 
 
 def _read_yaml(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"config '{path}' is not a file; give the path of a YAML file, e.g. configs/quickstart.yaml")
+    path = _find(path)
     try:
         return OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise InputError(f"config '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _check_ranges(config: Any) -> None:
+    known = set(_keys(resolved(config)))
+    for key, least in _AT_LEAST.items():
+        if key in known and get(config, key) < least:
+            raise InputError(f"{key}={get(config, key)} is below {least}; give {least} or more")
+    for key in _BELOW_ONE:
+        if key in known and not 0.0 <= get(config, key) < 1.0:
+            raise InputError(f"{key}={get(config, key)} is not in [0, 1); give a fraction, such as 0.9")
+
+
+def _find(path: Path) -> Path:
+    """Return a YAML file by its path, or by its name among the recipes that come with the package."""
+    package = Path(__file__).parent
+    recipes = [package / "configs", package.parent / "configs"]
+    for candidate in (path, *(folder / f"{path.name.removesuffix('.yaml')}.yaml" for folder in recipes)):
+        if candidate.is_file():
+            return candidate
+    known = sorted(file.stem for folder in recipes for file in folder.glob("*.yaml"))
+    raise InputError(
+        f"config '{path}' is not a file, nor a recipe that comes with dit_scale{nearest(path.name, known)}"
+    )
 
 
 def _merge_source(override: str) -> Any:

@@ -1,0 +1,20 @@
+"""From settings to the model and the objective; training and sampling build them here alike."""
+
+from dataclasses import asdict
+
+from dit_scale.config import DiffusionConfig, ModelConfig
+from dit_scale.diffusion import Objective, build_objective
+from dit_scale.latents import LatentSpec
+from dit_scale.models import DiT, build_model
+
+
+def model_of(config: ModelConfig, latents: LatentSpec, num_classes: int) -> DiT:
+    """Build the model for latents of this shape and so many classes, with its initial weights."""
+    return build_model(
+        **asdict(config), latent_size=latents.size, in_channels=latents.channels, num_classes=num_classes
+    )
+
+
+def objective_of(config: DiffusionConfig, learn_sigma: bool) -> Objective:
+    """Build the objective; raises InputError where the model's outputs do not fit it."""
+    return build_objective(**asdict(config), learn_sigma=learn_sigma)
