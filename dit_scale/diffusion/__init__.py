@@ -1,0 +1,22 @@
+"""What is learnt and how it is sampled: Gaussian diffusion and flow matching behind one interface.
+
+Nothing here draws a random number: times and noise are passed in.
+"""
+
+from dit_scale.diffusion.flow import FlowMatching
+from dit_scale.diffusion.gaussian import GaussianDiffusion
+from dit_scale.diffusion.guidance import guided
+from dit_scale.diffusion.losses import Losses
+from dit_scale.diffusion.objective import Objective, build_objective
+from dit_scale.diffusion.solvers import SOLVERS, choose_solver
+
+__all__ = [
+    "SOLVERS",
+    "FlowMatching",
+    "GaussianDiffusion",
+    "Losses",
+    "Objective",
+    "build_objective",
+    "choose_solver",
+    "guided",
+]

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch import Tensor
+
+from dit_scale.diffusion import guided
+from dit_scale.errors import InputError
+from tests.parity import assert_parity, load_tiny
+
+
+@pytest.mark.parametrize("name", ["tiny_a", "tiny_b"])
+@pytest.mark.parametrize(("scale", "key"), [(4.0, "cfg_out_scale_4"), (1.5, "cfg_out_scale_1p5")])
+def test_guidance_as_published(name: str, scale: float, key: str) -> None:
+    tiny = load_tiny(name)
+    # The published batch is doubled beforehand: its first half is conditional, and only its latents are used.
+    noised, time, label = (tiny.io[key].chunk(2)[0] for key in ("cfg_x", "cfg_t", "cfg_y"))
+    output = guided(tiny.model, label, tiny.model.null_label, scale)(noised, time)
+    conditional, unconditional = tiny.io[key].chunk(2)
+    assert_parity(f"{name}_io {key}", output, conditional)
+    assert_parity(f"{name}_io {key} second half", output[:, :3], unconditional[:, :3])
+
+
+class Recorder:
+    """A network of 2 latent channels and learned sigma, whose every output channel is 10 + its label."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, noised: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        self.batches.append(len(noised))
+        assert len(noised) == len(time) == len(label)
+        return (10.0 + label)[:, None, None, None].expand(-1, 4, 8, 8)
+
+
+NOISED, TIME, LABEL = torch.zeros(3, 2, 8, 8), torch.zeros(3), torch.tensor([0, 1, 2])
+
+
+def test_both_halves_go_through_in_one_batch() -> None:
+    network = Recorder()
+    guided(network, LABEL, 5, cfg_scale=2.0, channels=1)(NOISED, TIME)
+    assert network.batches == [6]
+
+
+def test_scale_one_is_a_single_conditional_pass() -> None:
+    network = Recorder()
+    output = guided(network, LABEL, None, cfg_scale=1.0)(NOISED, TIME)
+    assert network.batches == [3]
+    assert output[:, 0, 0, 0].tolist() == [10, 11, 12]
+
+
+@pytest.mark.parametrize(("channels", "guided_channels"), [(1, [0]), (2, [0, 1]), (None, [0, 1])])
+def test_only_the_chosen_latent_channels_are_guided(channels: int | None, guided_channels: list[int]) -> None:
+    output = guided(Recorder(), LABEL, 5, cfg_scale=3.0, channels=channels)(NOISED, TIME)
+    for channel in range(4):
+        # unconditional 15 + 3 * (conditional - 15)
+        expected = [0.0, 3.0, 6.0] if channel in guided_channels else [10.0, 11.0, 12.0]
+        assert output[:, channel, 0, 0].tolist() == expected
+
+
+def test_impossible_guidance_is_refused() -> None:
+    with pytest.raises(InputError, match=r"cfg_scale 4\.0 needs a null label"):
+        guided(Recorder(), LABEL, None, cfg_scale=4.0)
+    with pytest.raises(InputError, match="guidance of 3 channels does not suit a latent of 2"):
+        guided(Recorder(), LABEL, 5, cfg_scale=4.0)(NOISED, TIME)

@@ -1,0 +1,31 @@
+import pytest
+
+from dit_scale.diffusion import FlowMatching, GaussianDiffusion, build_objective, choose_solver
+from dit_scale.diffusion.solvers import ddpm, euler, heun
+from dit_scale.errors import InputError
+
+
+def test_one_set_of_options_serves_both_objectives() -> None:
+    options = {"schedule": "cosine", "learn_sigma": False, "time_distribution": "logit_normal"}
+    gaussian = build_objective("gaussian", **options)
+    assert gaussian == GaussianDiffusion(schedule="cosine", learn_sigma=False)
+    assert build_objective("flow", **options) == FlowMatching(time_distribution="logit_normal")
+
+
+def test_unknown_names_and_options_are_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="diffusion 'gausian' is unknown; did you mean 'gaussian'"):
+        build_objective("gausian")
+    with pytest.raises(InputError, match="no option 'learn_sigmas'; did you mean 'learn_sigma'"):
+        build_objective("gaussian", learn_sigmas=True)
+
+
+def test_solvers_are_chosen_among_those_that_fit() -> None:
+    assert choose_solver(None, GaussianDiffusion()) is ddpm
+    assert choose_solver(None, FlowMatching()) is heun
+    assert choose_solver("euler", FlowMatching()) is euler
+    with pytest.raises(InputError, match="'euler' does not fit GaussianDiffusion; choose one of ddpm, ddim"):
+        choose_solver("euler", GaussianDiffusion())
+    with pytest.raises(InputError, match="'ddpm' does not fit FlowMatching; choose one of euler, midpoint, heun"):
+        choose_solver("ddpm", FlowMatching())
+    with pytest.raises(InputError, match="solver 'eulr' is unknown; did you mean 'euler'"):
+        choose_solver("eulr", FlowMatching())

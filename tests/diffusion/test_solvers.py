@@ -1,0 +1,167 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dit_scale.diffusion import SOLVERS, FlowMatching, GaussianDiffusion, guided
+from dit_scale.diffusion.solvers import Solver, ddim, ddpm, euler, heun, midpoint
+from dit_scale.errors import InputError
+from tests.parity import Tiny, assert_parity, load_tensors, load_tiny
+
+LATENT, NOISE = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
+
+
+def sample(tiny: Tiny, solver: Solver, num_sampling_steps: int, cfg_scale: float) -> Tensor:
+    noise, label = tiny.io["sample_xT"], tiny.io["sample_y"]
+    denoiser = guided(tiny.model, label, tiny.model.null_label, cfg_scale)
+    # Drawn for the published, doubled batch; its first half is what is returned.
+    return solver(
+        GaussianDiffusion(), denoiser, noise, num_sampling_steps, lambda step: tiny.io["ddpm_noises"][step, :2]
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny_a", "tiny_b"])
+@pytest.mark.parametrize(
+    ("key", "solver", "num_sampling_steps", "cfg_scale"),
+    [("ddpm20_cfg4", ddpm, 20, 4.0), ("ddpm20_nocfg", ddpm, 20, 1.0), ("ddim25_cfg4", ddim, 25, 4.0)],
+)
+def test_gaussian_samples_as_published(
+    name: str, key: str, solver: Solver, num_sampling_steps: int, cfg_scale: float
+) -> None:
+    tiny = load_tiny(name)
+    latent = sample(tiny, solver, num_sampling_steps, cfg_scale)
+    assert_parity(f"{name}_io {key}", latent, tiny.io[key], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "solver", "num_sampling_steps", "cfg_scale"),
+    [("ode_euler_26pts_cfg4", euler, 25, 4.0), ("ode_midpoint_11pts_nocfg", midpoint, 10, 1.0)],
+)
+def test_flow_samples_as_published(key: str, solver: Solver, num_sampling_steps: int, cfg_scale: float) -> None:
+    model = load_tiny("tiny_a").model
+    io = load_tensors("tiny_a_flow_io")
+    denoiser = guided(model, io["sample_y"], model.null_label, cfg_scale)
+    latent = solver(FlowMatching(), denoiser, io["sample_xT"], num_sampling_steps)
+    assert_parity(f"tiny_a_flow_io {key}", latent, io[key], rtol=1e-3, atol=1e-3)
+
+
+class Oracle:
+    """A perfect network for data that is LATENT alone: it answers from the noised latent."""
+
+    def __init__(self, diffusion: GaussianDiffusion) -> None:
+        self.prediction = diffusion.prediction
+        self.alpha_bar = torch.from_numpy(diffusion.noise_schedule.alphas_cumprod)
+
+    def __call__(self, noised: Tensor, time: Tensor) -> Tensor:
+        alpha_bar = self.alpha_bar[time][:, None, None, None]
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        epsilon = (noised.double() - alpha * LATENT) / sigma
+        return {"epsilon": epsilon, "x0": LATENT, "v": alpha * epsilon - sigma * LATENT}[self.prediction]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_ddim_recovers_what_an_oracle_knows(prediction: str, schedule: str) -> None:
+    diffusion = GaussianDiffusion(prediction=prediction, schedule=schedule, learn_sigma=False)
+    latent = ddim(diffusion, Oracle(diffusion), NOISE, 20)
+    torch.testing.assert_close(latent, LATENT, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_ddpm_recovers_what_an_oracle_knows(prediction: str) -> None:
+    diffusion = GaussianDiffusion(prediction=prediction, learn_sigma=False)
+    generator = torch.Generator().manual_seed(1)
+    latent = ddpm(diffusion, Oracle(diffusion), NOISE, 20, lambda _: torch.randn(NOISE.shape, generator=generator))
+    torch.testing.assert_close(latent, LATENT, rtol=1e-3, atol=1e-3)
+
+
+def test_ddim_without_model_error_keeps_the_marginals() -> None:
+    """For unit Gaussian data the exact epsilon is sigma * x, and every step should keep the variance at 1."""
+    diffusion = GaussianDiffusion(learn_sigma=False)
+    sigma = torch.from_numpy(1 - diffusion.noise_schedule.alphas_cumprod).sqrt()
+    noise = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(3)
+    latent = ddim(
+        diffusion,
+        lambda noised, time: sigma[time][:, None, None, None] * noised,
+        noise,
+        250,
+        lambda _: torch.randn(noise.shape, generator=generator),
+        eta=1.0,
+    )
+    assert latent.std().item() == pytest.approx(1, abs=0.02)
+    assert abs((latent * noise).mean().item()) < 0.05  # the noise of 250 steps has replaced the first
+
+
+def test_ddim_with_eta_1_is_ddpm() -> None:
+    """DDIM, section 4.1: with eta 1 the process is DDPM's, with the posterior's variance."""
+    diffusion = GaussianDiffusion(num_timesteps=10, learn_sigma=False)
+    noises = torch.randn(10, *NOISE.shape, generator=torch.Generator().manual_seed(1))
+    samples = [
+        solver(diffusion, lambda noised, _: 0.3 * noised, NOISE, 10, lambda step: noises[step], **options)
+        for solver, options in ((ddpm, {}), (ddim, {"eta": 1.0}))
+    ]
+    torch.testing.assert_close(*samples, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (midpoint, 2), (heun, 2)])
+def test_order_of_convergence(solver: Solver, order: int) -> None:
+    """On dx/dt = a(t) x with a(t) = 1 + t, x(0) = x(1) exp(-3/2); halving the step divides the error by 2^order."""
+
+    def denoiser(noised: Tensor, sit_time: Tensor) -> Tensor:
+        t = 1 - sit_time
+        return -((1 + t)[:, None, None, None] * noised)
+
+    noise = torch.ones(1, 1, 1, 1)
+    exact = math.exp(-1.5)
+    errors = [abs(solver(FlowMatching(), denoiser, noise, steps).item() - exact) for steps in (8, 16)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_keeps_its_signature(name: str) -> None:
+    """A bf16 network and bf16 noise still give an fp32 state, no gradient, and a report of every step."""
+    objective = GaussianDiffusion(learn_sigma=False) if name.startswith("dd") else FlowMatching()
+    assert name in objective.solvers
+    states, reports = [], []
+
+    def denoiser(noised: Tensor, time: Tensor) -> Tensor:
+        states.append(noised.dtype)
+        return (noised * torch.ones(1, requires_grad=True)).bfloat16()
+
+    latent = SOLVERS[name](
+        objective,
+        denoiser,
+        NOISE.bfloat16(),
+        5,
+        lambda step: NOISE,
+        lambda done, total: reports.append((done, total)),
+    )
+    assert latent.dtype == torch.float32
+    assert set(states) == {torch.float32}
+    assert not latent.requires_grad
+    assert reports == [(done, 5) for done in range(1, 6)]
+
+
+def test_each_step_asks_for_its_own_noise_but_the_last() -> None:
+    asked = []
+
+    def step_noise(step: int) -> Tensor:
+        asked.append(step)
+        return NOISE
+
+    ddpm(GaussianDiffusion(learn_sigma=False), lambda noised, _: noised, NOISE, 5, step_noise)
+    assert asked == [0, 1, 2, 3]
+
+
+def test_missing_noise_and_impossible_steps_are_refused() -> None:
+    diffusion = GaussianDiffusion(learn_sigma=False)
+    with pytest.raises(InputError, match="solver 'ddpm' adds noise at every step but was given none"):
+        ddpm(diffusion, lambda noised, _: noised, NOISE, 5)
+    with pytest.raises(InputError, match=r"ddim with eta 0\.5 adds noise"):
+        ddim(diffusion, lambda noised, _: noised, NOISE, 5, eta=0.5)
+    with pytest.raises(InputError, match="takes 300 ddim steps"):
+        ddim(diffusion, lambda noised, _: noised, NOISE, 300)
+    with pytest.raises(InputError, match="num_sampling_steps 0 is less than 1"):
+        euler(FlowMatching(), lambda noised, _: noised, NOISE, 0)
