@@ -23,9 +23,10 @@ def labelled_grid(rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: str =
     """Draw one row of images (uint8 [H, W, 3], all of one size) for each label, the label at its left."""
     side = rows[0][1][0].shape[0]
     columns = max(len(images) for _, images in rows)
-    font = ImageFont.load_default(size=max(11, min(20, side // 4)))
+    font_size = max(11, min(20, side // 4))
+    font = ImageFont.load_default(size=font_size)
     left = _GAP * 2 + max(round(font.getlength(label)) for label, _ in rows)
-    top = _GAP * 2 + font.size if title else 0
+    top = _GAP * 2 + font_size if title else 0
     width = max(left + columns * (side + _GAP), round(font.getlength(title)) + 2 * _GAP)
     canvas = Image.new("RGB", (int(width), int(top) + len(rows) * (side + _GAP)), _PAPER)
     pen = ImageDraw.Draw(canvas)

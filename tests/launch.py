@@ -20,7 +20,7 @@ def command(arguments: list[object], ranks: int = 1, module: str = "dit_scale") 
 def environment() -> dict[str, str]:
     """Return an environment without another launcher's variables, quiet and with one thread a process."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "WANDB_")) and k not in _RANK_VARIABLES}
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 _RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"}

@@ -43,7 +43,7 @@ def test_a_mistake_gets_one_sentence(override: str, sentence: str) -> None:
 
 
 def test_a_mandatory_key_without_a_value_is_named() -> None:
-    with pytest.raises(InputError, match="'data.path' has no value"):
+    with pytest.raises(InputError, match=r"'data.path' has no value"):
         load_config(Config, None, ["run_dir=r"])
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -39,7 +38,7 @@ class OptimizerState:
     parameter exactly once. ``held`` are those it needs to go on: the same, but all of them at stage 0.
     """
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine):
+    def __init__(self, engine: Any):
         self._engine = engine
         self._stage: int = engine.zero_optimization_stage()
         self._trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}

@@ -3,16 +3,18 @@
 import json
 import netrc
 import os
+import secrets
 import time
 from collections import deque
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dit_scale.config import Config, WandbConfig, resolved
 from dit_scale.files import atomic_write
 
 METRICS = "metrics.jsonl"
+Mode = Literal["online", "offline", "disabled"]
 
 
 class Lines:
@@ -86,7 +88,7 @@ class Wandb:
 
         id_file = run_dir / "wandb-id"
         if not id_file.is_file():
-            id_file.write_text(wandb.util.generate_id())
+            id_file.write_text(secrets.token_hex(4))
         self._run = wandb.init(
             project=config.wandb.project,
             name=config.wandb.name or run_dir.resolve().name,
@@ -117,12 +119,10 @@ class Wandb:
             self._run.finish(quiet=True)
 
 
-def wandb_mode(settings: WandbConfig) -> str:
+def wandb_mode(settings: WandbConfig) -> Mode:
     """Return online, offline or disabled; auto is online where an API key is found."""
     if settings.mode != "auto":
         return settings.mode
-    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        return os.environ["WANDB_MODE"]
     return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_key() else "offline"
 
 

@@ -1,0 +1,53 @@
+"""Batch arithmetic, and what DeepSpeed gets wrong is refused at the door."""
+
+import pytest
+
+from dit_scale.config import EngineConfig, TrainSection
+from dit_scale.distributed.engine import build_engine, deepspeed_config, plan_batches
+from dit_scale.distributed.runtime import World
+from dit_scale.errors import InputError
+from dit_scale.models import DiT
+
+
+@pytest.mark.parametrize(("size", "micro", "world"), [(256, 32, 8), (12, 5, 1), (7, 2, 1), (8, 100, 4)])
+def test_micro_batches_cover_a_ranks_batch_and_stay_below_the_maximum(size: int, micro: int, world: int) -> None:
+    plan = plan_batches(TrainSection(global_batch_size=size, micro_batch_size_per_gpu=micro), world)
+    images = [index for part in plan.micro_batches for index in range(size // world)[part]]
+    assert images == list(range(size // world))
+    assert all(0 < part.stop - part.start <= micro for part in plan.micro_batches)
+    assert len(plan.micro_batches) == plan.gradient_accumulation_steps == -(-size // world // micro)
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused() -> None:
+    with pytest.raises(InputError, match=r"global_batch_size=256 does not divide over 3 ranks; use a multiple of 3"):
+        plan_batches(TrainSection(global_batch_size=256), 3)
+
+
+@pytest.mark.parametrize(
+    ("engine", "sentence"),
+    [
+        (EngineConfig(zero_stage=0, precision="bf16"), "wrong Adam step; use engine.zero_stage=1"),
+        (EngineConfig(zero_stage=0, precision="fp32", offload_optimizer=True), "use engine.zero_stage=1, 2 or 3"),
+    ],
+)
+def test_what_deepspeed_gets_wrong_is_refused(engine: EngineConfig, sentence: str) -> None:
+    model = DiT(latent_size=4, patch_size=2, hidden_size=8, depth=1, num_heads=1, num_classes=2)
+    train = TrainSection(global_batch_size=2)
+    with pytest.raises(InputError, match=sentence):
+        build_engine(model, engine, train, plan_batches(train, 1), World(), "cpu")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_knows_every_key_that_we_write(stage: int) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    train = TrainSection(global_batch_size=4)
+    config = deepspeed_config(
+        EngineConfig(zero_stage=stage, offload_optimizer=stage > 0), train, plan_batches(train, 1)
+    )
+    unknown = (
+        config["zero_optimization"].keys()
+        - DeepSpeedZeroConfig.model_fields.keys()
+        - {field.alias for field in DeepSpeedZeroConfig.model_fields.values()}
+    )
+    assert not unknown

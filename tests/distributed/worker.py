@@ -1,0 +1,122 @@
+"""A rank of a small training run that checks the engine's state against brute force; run under torchrun.
+
+    worker STAGE PRECISION save|load FOLDER [offload]
+
+Prints one JSON line on rank zero: losses, gradient norms, and what was compared.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dit_scale.checkpoint import Checkpoint, Description, Position
+from dit_scale.config import EngineConfig, TrainSection
+from dit_scale.data.loader import Batch
+from dit_scale.diffusion import build_objective
+from dit_scale.distributed.engine import build_engine, plan_batches
+from dit_scale.distributed.fragments import OptimizerState, gather
+from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
+from dit_scale.latents import LatentSpec
+from dit_scale.models import DiT
+from dit_scale.training.state import TrainingState
+from dit_scale.training.step import Problem, train_step
+
+STEPS = 3
+LATENTS = LatentSpec(channels=4, size=8)
+DECAY = 0.9
+
+
+def batch_at(step: int, size: int, world: World) -> Batch:
+    """Return this rank's part of a batch of made-up moments that depends on the position alone."""
+    positions = torch.arange(step * size, (step + 1) * size)
+    generator = torch.Generator().manual_seed(step)
+    moments = torch.randn(size, *LATENTS.moments_shape, generator=generator)
+    part = slice(world.rank * size // world.world_size, (world.rank + 1) * size // world.world_size)
+    keys = [str(int(position)) for position in positions[part]]
+    return Batch(positions[part], moments[part], positions[part] % 5, keys)
+
+
+def small_model() -> DiT:
+    """Return a model whose every weight counts (adaLN-Zero starts with many at zero)."""
+    torch.manual_seed(0)
+    model = DiT(latent_size=8, patch_size=2, hidden_size=48, depth=3, num_heads=4, num_classes=5)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def whole_master(state: TrainingState) -> dict[str, Tensor]:
+    """Return the fp32 master weights of all ranks (collective)."""
+    optimizer = state.optimizer
+    master = optimizer.master
+    return gather(optimizer.owned, [fragment.of(master) for fragment in optimizer.owned], optimizer.shapes, "cpu")
+
+
+def check_owned_once(state: TrainingState) -> None:
+    """Assert that over all ranks every element of every parameter is owned exactly once (collective)."""
+    ones = [torch.ones(fragment.numel) for fragment in state.optimizer.owned]
+    for name, count in gather(state.optimizer.owned, ones, state.optimizer.shapes, "cpu").items():
+        assert torch.equal(count, torch.ones_like(count)), f"{name} is not owned exactly once"
+
+
+def check_weights_follow_master(engine: Any, master: dict[str, Tensor]) -> None:
+    """Assert that the model computes with the master weights, rounded to its precision (collective)."""
+    import deepspeed
+
+    for name, parameter in engine.module.named_parameters():
+        if name in master:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                assert torch.equal(parameter.detach(), master[name].to(parameter.dtype)), f"{name} is not its master"
+
+
+def main(stage: int, precision: str, action: str, folder: Path, offload: bool) -> None:
+    world = World.from_environment()
+    set_threads(world, 1)
+    with process_group(world, "cpu"):
+        model = small_model()
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        train = TrainSection(global_batch_size=12, micro_batch_size_per_gpu=2, max_grad_norm=1.0)
+        plan = plan_batches(train, world.world_size)
+        config = EngineConfig(
+            zero_stage=stage,  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
+            offload_optimizer=offload,
+            checkpoint_every_blocks=2,
+        )
+        engine = build_engine(model, config, train, plan, world, "cpu")
+        state = TrainingState(OptimizerState(engine), DECAY)
+        state.start_from(weights)
+        first = 0
+        if action == "load":
+            state.restore(Checkpoint(folder / "step-00000003"))
+            first = STEPS
+        replica = whole_master(state)  # the average as everyone writes it, over whole parameters
+        problem = Problem(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
+        losses, norms = [], []
+        for step in range(first, first + STEPS):
+            loss, norm = train_step(engine, problem, batch_at(step, 12, world), plan, 1e-3)
+            dist.all_reduce(loss)
+            losses.append(loss.item() / 12)
+            norms.append(norm.item())
+            state.ema.update()
+            for name, value in whole_master(state).items():
+                replica[name].lerp_(value, 1.0 - DECAY)
+        check_owned_once(state)
+        check_weights_follow_master(engine, whole_master(state))
+        if action == "save":
+            for name, value in state.ema.gather("cpu").items():
+                assert torch.equal(value, replica[name]), f"the EMA of {name} differs from a full replica"
+            state.save(folder, Description(Position(STEPS, 36), {}, {}), world)
+        if world.is_rank_zero:
+            print(json.dumps({"losses": losses, "norms": norms, "adam_step": state.optimizer.adam_step}))
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]), "offload" in sys.argv)
