@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 import textwrap
 from pathlib import Path
@@ -18,13 +17,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done or stopped on request, 2 bad input, anything else a failure."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    rank = 0
     try:
+        rank = World.from_environment().rank
+        level = logging.WARNING if rank else logging.INFO
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
         options.run(options)
     except InputError as error:
-        world = World.from_environment()
-        where = "" if world.is_rank_zero else f" (rank {world.rank})"
+        where = f" (rank {rank})" if rank else ""
         print(f"dit-scale {options.command}{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 

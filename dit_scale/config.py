@@ -65,9 +65,11 @@ class EncodeConfig:
     batch_size: int = 32
     """Images in one pass of the encoder, mirrors counted apart; fixed, so that it does not change the bytes."""
     workers: int = 1
-    """Encoder processes on this machine when there is no launcher."""
+    """Encoder processes on this machine when there is no launcher; on a CPU each computes with one thread."""
     decode_workers: int = 2
     """Processes per encoder that decode and crop images; 0 decodes in the encoder's own."""
+    max_rejected: int = 0
+    """Images that cannot be decoded and may be left out; one more stops the encoding."""
 
 
 # ---------------------------------------------------------------- training
@@ -273,6 +275,7 @@ _AT_LEAST: dict[str, float] = {
     "batch_size": 1,
     "workers": 1,
     "decode_workers": 0,
+    "max_rejected": 0,
     "autoencoder.pca_patch_size": 1,
     "autoencoder.pca_channels": 1,
     "autoencoder.pca_fit_images": 1,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ class LatentSpec:
                 raise InputError(
                     f"latent {name} has {len(values)} numbers for {self.channels} channels; give one, or one a channel"
                 )
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "LatentSpec":
+        """Return the spec that ``dataclasses.asdict`` made, as it reads back from JSON."""
+        return cls(values["channels"], values["size"], tuple(values["scale"]), tuple(values["shift"]))
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -89,7 +89,7 @@ class Sampler:
         config = config_from(Config, checkpoint.description.config)
         self.checkpoint, self.device = checkpoint, device
         self.class_names: list[str] = data["class_names"]
-        self.latents = LatentSpec(**data["latent"])
+        self.latents = LatentSpec.from_json(data["latent"])
         self.objective = objective_of(config.diffusion, config.model.learn_sigma)
         self.model = model_of(config.model, self.latents, len(self.class_names))
         self.model.load_state_dict(checkpoint.whole(weights), strict=False)  # positions are fixed, not stored
@@ -158,11 +158,12 @@ def _write_images(
     sampler: Sampler, labels: list[int], settings: SamplingSettings, folder: Path, batch_size: int, world: World
 ) -> None:
     mine = range(world.rank, len(labels), world.world_size)
+    batch_size = min(batch_size, len(labels))
     started = time.monotonic()
     for first in range(0, len(mine), batch_size):
         indices = list(mine[first : first + batch_size])
-        padding = [indices[-1]] * (batch_size - len(indices)) if len(mine) > batch_size else []
-        batch = indices + padding  # one batch size for all, so that the arithmetic is the same for every image
+        # One batch size on any number of ranks, so that the arithmetic is the same for every image.
+        batch = indices + [indices[-1]] * (batch_size - len(indices))
         images = sampler.images([labels[index] for index in batch], batch, settings)
         for index, image in zip(indices, images, strict=False):
             write_png(image, folder / f"{index:06d}.png")

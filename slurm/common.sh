@@ -15,19 +15,18 @@ export MASTER_ADDR MASTER_PORT
 
 say() { printf '%(%F %T)T job %s restart %s: %s\n' -1 "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$*"; }
 
-# Run a job step; hand USR1 (the time limit is near) and TERM (preemption) on to every task of it.
-# bash's wait ends early at a trapped signal, hence the loop. Sets $status.
+# Run a job step; on USR1 (the time limit is near) or TERM (preemption) ask every task of it to stop. Sets $status.
+# The tasks get USR1 in both cases: srun answers a TERM of its own by killing them. --export=ALL: or else an --export
+# list given to sbatch would hold for srun too, and keep MASTER_ADDR from the tasks.
 run_step() {
-    srun --kill-on-bad-exit=1 "$@" &
+    srun --export=ALL --kill-on-bad-exit=1 "$@" &
     local step=$!
-    trap 'say "USR1: handing it to the tasks"; kill -USR1 '"$step" USR1
-    trap 'say "TERM: handing it to the tasks"; kill -TERM '"$step" TERM
-    while :; do
-        wait "$step"
-        status=$?
-        kill -0 "$step" 2>/dev/null || break
-    done
-    trap - USR1 TERM
+    trap 'say "USR1: asking the tasks to stop"; kill -USR1 '"$step" USR1
+    trap 'say "TERM: asking the tasks to stop"; kill -USR1 '"$step" TERM
+    while kill -0 "$step" 2>/dev/null; do wait "$step"; done # a trapped signal ends wait early
+    trap '' USR1 TERM                                        # what is left to do is short
+    wait "$step"                                             # bash remembers the status of a step that has ended
+    status=$?
 }
 
 # Print the value of key=value among the arguments, the last one winning: argument_of run_dir "$@"

@@ -116,7 +116,7 @@ class Wandb:
     def close(self) -> None:
         """Finish the run, so that what was logged is on disk."""
         if self._run is not None:
-            self._run.finish(quiet=True)
+            self._run.finish()
 
 
 def wandb_mode(settings: WandbConfig) -> Mode:

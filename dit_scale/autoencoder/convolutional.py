@@ -1,0 +1,94 @@
+"""The convolutional autoencoders of diffusers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dit_scale.autoencoder.base import Autoencoder
+from dit_scale.errors import InputError
+from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE
+
+
+class ConvAutoencoder(Autoencoder):
+    """A convolutional autoencoder of diffusers: AutoencoderKL, or AutoencoderTiny, which has no variance."""
+
+    KINDS = ("AutoencoderKL", "AutoencoderTiny")
+
+    def __init__(self, model: Any, name: str, revision: str | None, precision: Literal["fp32", "bf16"] = "fp32"):
+        self._model = model.float().eval().requires_grad_(False)
+        self._precision = precision
+        self._is_tiny = type(model).__name__ == "AutoencoderTiny"
+        config = model.config
+        widths = config.encoder_block_out_channels if self._is_tiny else config.block_out_channels
+        self.channels = config.latent_channels
+        self.downsampling = 2 ** (len(widths) - 1)
+        self.scale, self.shift = _own_normalisation(config)
+        self.identity = self.identify(type(model).__name__, name, revision)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        with self._arithmetic(images.device):
+            if not self._is_tiny:
+                return self._model.encode(images).latent_dist.parameters.float()  # [N, 2C, h, w]
+            mean = self._model.encode(images).latents.float()  # [N, C, h, w]
+        return torch.cat((mean, torch.full_like(mean, NO_VARIANCE_LOG_VARIANCE)), dim=1)  # [N, 2C, h, w]
+
+    @torch.no_grad()
+    def decode(self, raw: Tensor) -> Tensor:
+        with self._arithmetic(raw.device):
+            return self._model.decode(raw.float()).sample.float()  # [N, 3, S, S]
+
+    def to(self, device: str) -> "ConvAutoencoder":
+        self._model.to(device)
+        return self
+
+    def _arithmetic(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16")
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value.cpu().contiguous() for name, value in self._model.state_dict().items()}
+
+    def settings(self) -> dict[str, Any]:
+        return {key: value for key, value in self._model.config.items() if not key.startswith("_")}
+
+
+def from_pretrained(name: str, revision: str | None, precision: Literal["fp32", "bf16"]) -> ConvAutoencoder:
+    """Load an autoencoder by its hub name or local folder; raises InputError where it cannot be had."""
+    from diffusers import AutoencoderKL
+
+    try:
+        config, _, commit = AutoencoderKL.load_config(
+            name, revision=revision, return_unused_kwargs=True, return_commit_hash=True
+        )
+        model_class = model_class_of(config.get("_class_name"), name)
+        model = model_class.from_pretrained(name, revision=commit or revision)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise InputError(
+            f"autoencoder '{name}' cannot be loaded ({reason}); give a hub name that this machine can reach, a local "
+            f"folder of a diffusers autoencoder, or autoencoder.name=pca, which needs neither"
+        ) from error
+    # A folder is named without its path, so that the same weights encoded elsewhere give the same manifest.
+    return ConvAutoencoder(model, Path(name).name if Path(name).is_dir() else name, commit, precision)
+
+
+def model_class_of(kind: str | None, where: str) -> Any:
+    """Return the class of diffusers with this name, if it is one that can be used here."""
+    if kind not in ConvAutoencoder.KINDS:
+        raise InputError(f"autoencoder '{where}' is of class {kind}; give one of {', '.join(ConvAutoencoder.KINDS)}")
+    import diffusers  # seconds to import, so only where one is used
+
+    return getattr(diffusers, kind)
+
+
+def _own_normalisation(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return scale and shift from a diffusers config: one number each, or one a channel where it has statistics."""
+    factor = config.get("scaling_factor") or 1.0
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return (float(factor),), (float(config.get("shift_factor") or 0.0),)
+    return tuple(factor / number for number in std), tuple(float(number) for number in mean)

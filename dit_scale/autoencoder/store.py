@@ -1,0 +1,94 @@
+"""Autoencoders found by name, and kept.
+
+Whatever its kind, an autoencoder is kept as one file, ``autoencoder.safetensors``, beside the shards it made and
+in the run folders that learnt from them, so that decoding later needs no network and no other folder.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from dit_scale.autoencoder.base import Autoencoder, Identity
+from dit_scale.autoencoder.convolutional import ConvAutoencoder, from_pretrained, model_class_of
+from dit_scale.autoencoder.pca import PCACodec
+from dit_scale.errors import InputError
+from dit_scale.files import atomic_write
+
+FILE_NAME = "autoencoder.safetensors"
+"""What an autoencoder is kept as, in a shard folder or a run folder."""
+
+_KEY = "autoencoder"
+
+
+def save_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
+    """Write ``autoencoder.safetensors`` into a folder."""
+    description = json.dumps({"identity": autoencoder.identity, "settings": autoencoder.settings()}, sort_keys=True)
+    with atomic_write(folder / FILE_NAME) as file:
+        # One entry, since several would come in any order and the file with them.
+        file.write(save(autoencoder.tensors(), {_KEY: description}))
+
+
+def load_autoencoder(
+    which: str | Identity,
+    *,
+    folder: Path | None = None,
+    device: str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    revision: str | None = None,
+) -> Autoencoder:
+    """Return an autoencoder by its name, or the one with this identity (a manifest's) that ``folder`` keeps.
+
+    A name is a hub name, a local folder of a diffusers autoencoder, or a folder with ``autoencoder.safetensors``.
+    """
+    if not isinstance(which, str):
+        if folder is None:
+            raise TypeError("an autoencoder is found by its identity in a folder; give folder")
+        return _read(folder / FILE_NAME, which, precision).to(device)
+    if (Path(which) / FILE_NAME).is_file():
+        return _read(Path(which) / FILE_NAME, None, precision).to(device)
+    return from_pretrained(which, revision, precision).to(device)
+
+
+def copy_decoder(identity: Identity, source: Path, target: Path) -> None:
+    """Copy what decoding needs from a shard folder to a run folder, unless it is there already."""
+    if (target / FILE_NAME).is_file() and _describe(target / FILE_NAME)["identity"] == identity:
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    with (source / FILE_NAME).open("rb") as original, atomic_write(target / FILE_NAME) as copy:
+        shutil.copyfileobj(original, copy, 1 << 20)
+
+
+def _read(path: Path, expected: Identity | None, precision: Literal["fp32", "bf16"]) -> Autoencoder:
+    """Build the autoencoder that a file keeps; its weights must have the SHA-256 that identifies it."""
+    description = _describe(path)
+    identity, settings = description["identity"], description["settings"]
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    autoencoder: Autoencoder
+    if identity["kind"] == PCACodec.KIND:
+        autoencoder = PCACodec(**tensors, **settings)
+    else:
+        model = model_class_of(identity["kind"], str(path)).from_config(settings)
+        model.load_state_dict(tensors)
+        autoencoder = ConvAutoencoder(model, identity["name"], identity["revision"], precision)
+    wanted = identity if expected is None else expected
+    if autoencoder.identity != wanted:
+        raise InputError(
+            f"'{path}' holds autoencoder '{identity['name']}' with weights {autoencoder.identity['sha256'][:12]}, not "
+            f"'{wanted['name']}' with {wanted['sha256'][:12]}; put back the file that belongs to these latents"
+        )
+    return autoencoder
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"'{path}' is missing; copy it from the shard folder, where dit-scale encode wrote it")
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()[_KEY])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"'{path}' is not a whole autoencoder file ({error}); copy it from the shards anew") from error

@@ -1,0 +1,1 @@
+"""The offline stage: labelled images to shards of moments."""

@@ -1,0 +1,170 @@
+"""Making a job: list the source, obtain the autoencoder, and write down the plan that all encoders share."""
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dit_scale.autoencoder import FILE_NAME as AUTOENCODER_FILE
+from dit_scale.autoencoder import Autoencoder, PCACodec, load_autoencoder, save_autoencoder
+from dit_scale.config import EncodeConfig
+from dit_scale.data.manifest import FILE_NAME as MANIFEST_FILE
+from dit_scale.errors import InputError
+from dit_scale.files import make_writable_folder, write_json
+from dit_scale.latents import LatentSpec
+from preprocessing.decoding import open_decoder
+from preprocessing.job import STATE_FOLDER, Job
+from preprocessing.sources import Source
+from preprocessing.transforms import CENTRE_CROP
+
+PLAN_VERSION = 1
+_PLAN, _LISTING, _LOCK = "plan.json", "source.npy", "lock"
+_FIT_BATCH = 64
+
+
+@contextmanager
+def only_encoding(output: Path, patience_seconds: float = 15.0) -> Iterator[None]:
+    """Hold the shard folder's lock, which falls with the process; wait a little for one that is just dying."""
+    make_writable_folder(output / STATE_FOLDER, "output folder")
+    with (output / STATE_FOLDER / _LOCK).open("a") as file:
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"output '{output}' is being written by another dit-scale encode; "
+                        f"wait for it, stop it, or give another output"
+                    ) from error
+                time.sleep(0.2)
+        yield
+
+
+def prepare(config: EncodeConfig, source: Source) -> Job:
+    """Make the job anew or go on with the folder's; raises InputError where the folder holds another."""
+    state = Path(config.output) / STATE_FOLDER
+    plan = _settings(config) | {"source": {"images": len(source), "digest": source.digest()}}
+    found = _read_plan(state)
+    if found is None and (Path(config.output) / MANIFEST_FILE).exists():
+        raise InputError(
+            f"output '{config.output}' holds shards without the plan they were made by; give another output"
+        )
+    _check_same(config, plan, found)
+    autoencoder = _obtain(config, source, is_planned=found is not None)
+    latents = LatentSpec(
+        autoencoder.channels,
+        autoencoder.latent_size(config.image_size),
+        config.autoencoder.scale or autoencoder.scale,
+        config.autoencoder.shift or autoencoder.shift,
+    )
+    plan |= {"identity": autoencoder.identity, "latents": asdict(latents), "class_names": source.class_names}
+    plan = json.loads(json.dumps(plan))  # as it reads back
+    _check_same(config, plan, found)
+    if found is None or not (Path(config.output) / AUTOENCODER_FILE).exists():
+        save_autoencoder(autoencoder, Path(config.output))
+    source.save(state / _LISTING)
+    if found is None:
+        write_json(state / _PLAN, plan)  # last: other ranks wait for it
+    return Job(config, source, plan)
+
+
+def join(config: EncodeConfig, patience_seconds: float = 1800.0) -> Job:
+    """Return the job that rank zero prepares, waiting until it has."""
+    state = Path(config.output) / STATE_FOLDER
+    deadline = time.monotonic() + patience_seconds
+    while (plan := _read_plan(state)) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"rank zero wrote no '{state / _PLAN}' within {patience_seconds:g} s; look at its log")
+        time.sleep(0.5)
+    _check_same(config, _settings(config), plan)
+    root = Path(config.source.path)
+    return Job(config, Source.load(root if root.is_dir() else root.parent, plan["class_names"], state / _LISTING), plan)
+
+
+def _settings(config: EncodeConfig) -> dict[str, Any]:
+    """Return the settings that determine the shards' bytes, without absolute paths."""
+    settings = asdict(config.autoencoder)
+    if Path(config.autoencoder.name).is_dir():
+        settings["name"] = Path(config.autoencoder.name).resolve().name
+    if config.autoencoder.name != PCACodec.KIND:
+        settings = {key: value for key, value in settings.items() if not key.startswith("pca_")}
+    return {
+        "version": PLAN_VERSION,
+        "image_size": config.image_size,
+        "transform": CENTRE_CROP,
+        "mirrors": config.mirrors,
+        "shard_records": config.shard_records,
+        "batch_size": config.batch_size,
+        "autoencoder": json.loads(json.dumps(settings)),
+    }
+
+
+def _read_plan(state: Path) -> dict[str, Any] | None:
+    path = state / _PLAN
+    try:
+        return json.loads(path.read_bytes()) if path.exists() else None
+    except ValueError as error:
+        raise InputError(f"'{path}' is not a plan ({error}); give another output, or delete this one") from error
+
+
+def _check_same(config: EncodeConfig, plan: dict[str, Any], found: dict[str, Any] | None) -> None:
+    """Raise InputError naming the first thing in which the folder's plan differs."""
+    if found is None:
+        return
+    theirs = dict(_flat(found))
+    for key, ours in _flat(plan):
+        if theirs.get(key) != ours:
+            raise InputError(
+                f"output '{config.output}' was begun with {key}={_short(theirs.get(key))}, now it is {_short(ours)}; "
+                f"set it back, give another output, or delete this one"
+            )
+
+
+def _flat(plan: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in plan.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def _obtain(config: EncodeConfig, source: Source, is_planned: bool) -> Autoencoder:
+    """Return the autoencoder, on the CPU: the folder's own where the plan began with it, else a new one."""
+    settings = config.autoencoder
+    output = Path(config.output)
+    if is_planned and (output / AUTOENCODER_FILE).exists() and not Path(settings.name).is_dir():
+        return load_autoencoder(str(output))
+    if settings.name == PCACodec.KIND:
+        return _fit(config, source)
+    return load_autoencoder(settings.name, revision=settings.revision)
+
+
+def _fit(config: EncodeConfig, source: Source) -> PCACodec:
+    settings = config.autoencoder
+    if config.image_size % settings.pca_patch_size:
+        raise InputError(
+            f"image_size={config.image_size} is not divisible by autoencoder.pca_patch_size={settings.pca_patch_size}; "
+            f"change either"
+        )
+    count = min(len(source), settings.pca_fit_images)
+    indices = (i * len(source) // count for i in range(count))
+    with open_decoder(source, config.image_size, config.decode_workers) as decoder:
+        images = (image for image in decoder.decode(indices) if not isinstance(image, str))
+        batches = iter(lambda: list(islice(images, _FIT_BATCH)), [])
+        tensors = (torch.from_numpy(np.stack(batch)).movedim(-1, 1) for batch in batches)
+        return PCACodec.fit(tensors, settings.pca_patch_size, settings.pca_channels)

@@ -1,0 +1,45 @@
+"""A small shard folder of random moments, written by the writer itself."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dit_scale.data.manifest import Manifest, Transform
+from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
+from dit_scale.data.shards import Record, shard_name, write_shard
+from dit_scale.data.statistics import no_latents
+from dit_scale.latents import LatentSpec
+
+LATENTS = LatentSpec(channels=4, size=4, scale=(0.5,))
+
+
+def random_records(count: int, mirrors: int = 2, first: int = 0) -> list[Record]:
+    """Return records whose label is their number modulo 3."""
+    rng = np.random.default_rng(first)
+    moments = rng.normal(size=(count, mirrors, *LATENTS.moments_shape)).astype(MOMENTS_DTYPE)
+    return [Record(first + i, f"class/{first + i}.png", (first + i) % 3, moments[i]) for i in range(count)]
+
+
+def write_folder(folder: Path, shard_records: list[int], mirrors: int = 2) -> list[Record]:
+    """Write shards of so many records each, and their manifest; return the records."""
+    folder.mkdir(parents=True, exist_ok=True)
+    layout = RecordLayout(mirrors, LATENTS.moments_shape)
+    records, entries, sums = [], [], no_latents(LATENTS.channels, LATENTS.size**2)
+    for number, count in enumerate(shard_records):
+        mine = random_records(count, mirrors, first=len(records))
+        entry, shard_sums = write_shard(folder, shard_name(number), layout, mine)
+        records, sums = records + mine, sums + shard_sums
+        entries.append(entry)
+    Manifest(
+        latents=LATENTS,
+        mirrors=mirrors,
+        dtype=MOMENTS_DTYPE.name,
+        record_stride_bytes=layout.stride_bytes,
+        autoencoder={"kind": "pca", "name": "pca", "revision": None, "sha256": "0" * 64},
+        transform=Transform("adm-centre-crop", 32),
+        class_names=("a", "b", "c"),
+        statistics=sums.statistics(),
+        rejected=0,
+        shards=tuple(entries),
+    ).write(folder)
+    return records

@@ -1,0 +1,192 @@
+"""Autoencoders: moments in, images out, kept as one file that identifies itself."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from dit_scale.autoencoder import (
+    FILE_NAME,
+    PCACodec,
+    copy_decoder,
+    from_uint8,
+    load_autoencoder,
+    save_autoencoder,
+    to_uint8,
+)
+from dit_scale.errors import InputError
+from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE
+from tests.preprocessing.images import batch
+
+TINY_KL = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+}
+TINY_TINY = {
+    "encoder_block_out_channels": (8, 8, 8),
+    "decoder_block_out_channels": (8, 8, 8),
+    "num_encoder_blocks": (1, 1, 1),
+    "num_decoder_blocks": (1, 1, 1),
+}
+
+
+def _images(numbers: range, size: int = 64) -> torch.Tensor:
+    return torch.from_numpy(batch(numbers, size))
+
+
+def _saved(kind: str, folder: Path, **settings: Any) -> Path:
+    torch.manual_seed(0)
+    getattr(diffusers, kind)(**settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec() -> PCACodec:
+    return PCACodec.fit([_images(range(40))], patch_size=8, channels=16)
+
+
+def test_uint8_and_back() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(to_uint8(from_uint8(levels)), levels)
+    assert to_uint8(torch.tensor([-1.0, -1.5, 0.0, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_pca_restores_images_that_it_was_not_fitted_on(codec: PCACodec) -> None:
+    images = from_uint8(_images(range(100, 110)))
+    moments = codec.encode(images)
+    assert moments.shape == (10, 32, 8, 8)
+    assert moments.dtype == torch.float32
+    raw, log_variance = moments.chunk(2, dim=1)
+    assert (log_variance == NO_VARIANCE_LOG_VARIANCE).all()
+    error = (codec.decode(raw) - images).square().mean()
+    assert 10 * torch.log10(4.0 / error) > 28.0  # PSNR in dB
+
+
+def test_pca_latents_have_unit_rms(codec: PCACodec) -> None:
+    raw = codec.encode(from_uint8(_images(range(40)))).chunk(2, dim=1)[0]
+    assert len(codec.scale) == 1
+    assert (raw * codec.scale[0]).square().mean().sqrt().item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_pca_does_not_depend_on_batches_order_or_threads(codec: PCACodec) -> None:
+    images = _images(range(40))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        parts = images.flip(0).split(7)
+        again = PCACodec.fit(parts, patch_size=8, channels=16)
+        alone = torch.cat([again.encode(from_uint8(image[None])) for image in images])
+    finally:
+        torch.set_num_threads(threads)
+    assert again.identity == codec.identity
+    assert torch.equal(alone.half(), codec.encode(from_uint8(images)).half())
+
+
+def test_pca_refuses_what_it_cannot_fit() -> None:
+    with pytest.raises(InputError, match=r"pca_channels=193 is above 192"):
+        PCACodec.fit([], 8, 193)
+    with pytest.raises(InputError, match=r"one and the same colour"):
+        PCACodec.fit([torch.full((2, 3, 16, 16), 7, dtype=torch.uint8)], 8, 4)
+
+
+def test_an_autoencoder_is_kept_as_one_file(codec: PCACodec, tmp_path: Path) -> None:
+    save_autoencoder(codec, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+    images = from_uint8(_images(range(3)))
+    for again in (load_autoencoder(codec.identity, folder=tmp_path), load_autoencoder(str(tmp_path))):
+        assert again.identity == codec.identity
+        assert again.scale == codec.scale
+        assert torch.equal(again.encode(images), codec.encode(images))
+
+
+def test_a_copy_decodes_without_the_original(codec: PCACodec, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    save_autoencoder(codec, tmp_path / "shards")
+    for _ in range(2):
+        copy_decoder(codec.identity, tmp_path / "shards", tmp_path / "run" / "autoencoder")
+    shutil.rmtree(tmp_path / "shards")
+    again = load_autoencoder(codec.identity, folder=tmp_path / "run" / "autoencoder")
+    raw = torch.randn(2, 16, 4, 4)
+    assert torch.equal(again.decode(raw), codec.decode(raw))
+
+
+def test_the_file_of_another_autoencoder_is_refused(codec: PCACodec, tmp_path: Path) -> None:
+    save_autoencoder(PCACodec.fit([_images(range(5))], 8, 16), tmp_path)
+    with pytest.raises(InputError, match=r"put back the file that belongs to these latents"):
+        load_autoencoder(codec.identity, folder=tmp_path)
+    (tmp_path / FILE_NAME).write_bytes(b"junk")
+    with pytest.raises(InputError, match=r"is not a whole autoencoder file"):
+        load_autoencoder(codec.identity, folder=tmp_path)
+    (tmp_path / FILE_NAME).unlink()
+    with pytest.raises(InputError, match=r"autoencoder.safetensors' is missing"):
+        load_autoencoder(codec.identity, folder=tmp_path)
+
+
+def test_kl_gives_the_moments_of_its_posterior(tmp_path: Path) -> None:
+    folder = _saved("AutoencoderKL", tmp_path / "my-kl", **TINY_KL)
+    autoencoder = load_autoencoder(str(folder))
+    reference = diffusers.AutoencoderKL.from_pretrained(folder).eval()
+    images = from_uint8(_images(range(2), 32))
+    with torch.no_grad():
+        posterior = reference.encode(images).latent_dist
+        decoded = reference.decode(posterior.mean).sample
+    moments = autoencoder.encode(images)
+    assert moments.shape == (2, 8, 16, 16)
+    torch.testing.assert_close(moments, torch.cat((posterior.mean, posterior.logvar), dim=1))
+    torch.testing.assert_close(autoencoder.decode(moments[:, :4]), decoded)
+    assert (autoencoder.channels, autoencoder.downsampling, autoencoder.scale) == (4, 2, (0.18215,))
+    assert autoencoder.identity["name"] == "my-kl"  # and not its path
+    assert autoencoder.identity["kind"] == "AutoencoderKL"
+
+
+def test_tiny_has_no_variance(tmp_path: Path) -> None:
+    autoencoder = load_autoencoder(str(_saved("AutoencoderTiny", tmp_path / "tiny", **TINY_TINY)))
+    images = from_uint8(_images(range(2), 32))
+    moments = autoencoder.encode(images)
+    assert moments.shape == (2, 8, 8, 8)
+    assert (moments[:, 4:] == NO_VARIANCE_LOG_VARIANCE).all()
+    assert autoencoder.decode(moments[:, :4]).shape == images.shape
+    assert (autoencoder.downsampling, autoencoder.scale, autoencoder.shift) == (4, (1.0,), (0.0,))
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("AutoencoderKL", TINY_KL), ("AutoencoderTiny", TINY_TINY)])
+def test_convolutional_autoencoders_are_kept_as_one_file_too(kind: str, settings: Any, tmp_path: Path) -> None:
+    original = load_autoencoder(str(_saved(kind, tmp_path / "hub", **settings)))
+    (tmp_path / "kept").mkdir()
+    save_autoencoder(original, tmp_path / "kept")
+    shutil.rmtree(tmp_path / "hub")
+    again = load_autoencoder(original.identity, folder=tmp_path / "kept")
+    images = from_uint8(_images(range(2), 32))
+    assert torch.equal(again.encode(images), original.encode(images))
+    reduced = load_autoencoder(original.identity, folder=tmp_path / "kept", precision="bf16").encode(images)
+    assert reduced.dtype == torch.float32
+    torch.testing.assert_close(reduced, original.encode(images), atol=0.05, rtol=0.05)
+
+
+def test_statistics_of_channels_become_scale_and_shift(tmp_path: Path) -> None:
+    mean, std = [0.5, -1.0, 0.0, 2.0], [1.0, 2.0, 4.0, 0.5]
+    folder = _saved("AutoencoderKL", tmp_path / "kl", **TINY_KL, latents_mean=mean, latents_std=std, scaling_factor=1.0)
+    autoencoder = load_autoencoder(str(folder))
+    assert autoencoder.shift == (0.5, -1.0, 0.0, 2.0)
+    assert autoencoder.scale == (1.0, 0.5, 0.25, 2.0)
+
+
+def test_an_image_size_that_does_not_divide_is_refused(codec: PCACodec) -> None:
+    assert codec.latent_size(64) == 8
+    with pytest.raises(InputError, match=r"image_size=60 is not divisible by 8"):
+        codec.latent_size(60)
+
+
+def test_a_name_that_cannot_be_loaded_gets_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"'no-one/nothing' cannot be loaded \(.*\); .* a local folder"):
+        load_autoencoder("no-one/nothing")
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    with pytest.raises(InputError, match=r"is of class UNet2DModel; give one of AutoencoderKL"):
+        load_autoencoder(str(tmp_path))
