@@ -123,6 +123,8 @@ class DataConfig:
     """Take the mirror image's moments for half of the records, drawn anew each time."""
     verify: bool = True
     """Check each record's digest whenever it is read."""
+    check_scale: bool = True
+    """Refuse latents whose root mean square after scaling is below 1/4 or above 4: a wrong scale."""
     prefetch_batches: int = 4
     """Batches read ahead."""
     record_keys: bool = False

@@ -98,6 +98,11 @@ class Sampler:
         self.autoencoder = load_autoencoder(
             decoder or data["autoencoder"], folder=run_dir / AUTOENCODER_FOLDER, device=device
         )
+        if self.autoencoder.channels != self.latents.channels:
+            raise InputError(
+                f"decoder '{decoder}' reads {self.autoencoder.channels} channels, but the model makes latents of "
+                f"{self.latents.channels}; give a decoder that belongs to the encoder that they were made with"
+            )
 
     def images(self, labels: Sequence[int], indices: Sequence[int], settings: SamplingSettings) -> np.ndarray:
         """Return images, uint8 [N, S, S, 3]."""

@@ -61,7 +61,7 @@ class Job:
     @property
     def latents(self) -> LatentSpec:
         """Shape and normalisation of the latents."""
-        return latents_from(self.plan["latents"])
+        return LatentSpec.from_json(self.plan["latents"])
 
     @property
     def mirrors(self) -> int:
@@ -144,8 +144,3 @@ class Job:
 
 def _receipt_name(number: int) -> str:
     return f"{shard_name(number)}.json"
-
-
-def latents_from(values: dict[str, Any]) -> LatentSpec:
-    """Return a LatentSpec from its JSON."""
-    return LatentSpec(values["channels"], values["size"], tuple(values["scale"]), tuple(values["shift"]))

@@ -65,6 +65,7 @@ class Autoencoder(ABC):
         return image_size // self.downsampling
 
     def identify(self, kind: str, name: str, revision: str | None) -> Identity:
+        """Return what tells this autoencoder from others."""
         return {"kind": kind, "name": name, "revision": revision, "sha256": _digest(self.tensors())}
 
 

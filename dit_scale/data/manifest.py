@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
 from dit_scale.data.statistics import LatentStatistics
 from dit_scale.errors import InputError
@@ -76,6 +78,13 @@ class Manifest:
         """Records in all shards: the images of an epoch."""
         return sum(shard.records for shard in self.shards)
 
+    @property
+    def normalised_rms(self) -> float:
+        """Root mean square of the latents as the model sees them; training expects about 1."""
+        numbers = (self.statistics.mean, self.statistics.std, self.latents.shift, self.latents.scale)
+        mean, std, shift, scale = (np.array(values) for values in numbers)
+        return float(np.sqrt(np.mean(((mean - shift) ** 2 + std**2) * scale**2)))
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the manifest, and so of every shard."""
@@ -123,7 +132,7 @@ def _parse(content: dict[str, Any], path: Path) -> Manifest:
     try:
         latents, statistics = content.pop("latents"), content.pop("statistics")
         manifest = Manifest(
-            latents=LatentSpec(**_with_tuples(latents)),
+            latents=LatentSpec.from_json(latents),
             transform=Transform(**content.pop("transform")),
             statistics=LatentStatistics(**_with_tuples(statistics)),
             shards=tuple(ShardEntry(**shard) for shard in content.pop("shards")),

@@ -13,6 +13,7 @@ from typing import Any
 
 from dit_scale.checkpoint import Description
 from dit_scale.config import FIXED_FOR_A_RUN, Config, config_from, get, to_yaml
+from dit_scale.data.manifest import Manifest
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write, make_writable_folder
 
@@ -73,7 +74,7 @@ def check_resume(saved: Description, config: Config, data: dict[str, Any]) -> No
         old, new = get(before, key), get(config, key)
         if old != new:
             raise InputError(
-                f"{key} is {_short(new)} but the run began with {_short(old)}, and it is fixed for a run; "
+                f"{key} is {new!r} but the run began with {old!r}, and it is fixed for a run; "
                 f"set it back, or start another run_dir (init_from= takes this run's weights along)"
             )
     if saved.data["fingerprint"] != data["fingerprint"]:
@@ -88,8 +89,14 @@ def check_resume(saved: Description, config: Config, data: dict[str, Any]) -> No
         )
 
 
-def _short(value: Any) -> str:
-    return repr(value)
+def check_scale(manifest: Manifest, config: Config) -> None:
+    """Refuse latents that are far from unit scale: training on them would go wrong without a word."""
+    rms = manifest.normalised_rms
+    if config.data.check_scale and not 0.25 <= rms <= 4.0:
+        raise InputError(
+            f"latents of '{config.data.path}' have a root mean square of {rms:.3g} after scaling, far from 1; encode "
+            f"with another autoencoder.scale, or give data.check_scale=false if that is meant"
+        )
 
 
 def _git_commit() -> str | None:

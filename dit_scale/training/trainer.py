@@ -58,6 +58,7 @@ class Trainer:
         self.checkpoints = self.run_dir / "checkpoints"
         self.dataset = LatentDataset.open(Path(config.data.path))
         manifest = self.dataset.manifest
+        run_folder.check_scale(manifest, config)
         self.data_description: dict[str, Any] = {
             "fingerprint": manifest.fingerprint,
             "latent": asdict(manifest.latents),
