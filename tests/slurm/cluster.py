@@ -48,6 +48,7 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 MinJobAge=3600
+FirstJobId={first_job}
 KillWait=20
 PropagateResourceLimits=NONE
 NodeName=node1 NodeHostname=node1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 State=UNKNOWN
@@ -116,7 +117,8 @@ def _write_files(folder: Path) -> None:
     (folder / "state").mkdir()
     for node in NODES:
         (folder / f"spool-{node}").mkdir()
-    (folder / "slurm.conf").write_text(_CONFIG.format(folder=folder, ports=_free_ports(3)))
+    first_job = random.SystemRandom().randrange(1, 60000)  # MASTER_PORT follows from it: not that of another cluster
+    (folder / "slurm.conf").write_text(_CONFIG.format(folder=folder, ports=_free_ports(3), first_job=first_job))
     names = "".join(f"127.0.0.1 {name}\n" for name in ("controller", *NODES))
     (folder / "hosts").write_text(Path("/etc/hosts").read_text() + names)
     key = folder / "munge.key"
@@ -207,7 +209,7 @@ class Cluster:
 
     def log(self) -> str:
         """Return the end of what the daemons said."""
-        return (self.folder / "console.log").read_text(errors="replace")[-4000:]
+        return (self.folder / "console.log").read_text(errors="replace")[-2000:]
 
 
 @dataclass(frozen=True)

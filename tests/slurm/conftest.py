@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.end_to_end.conftest import images, shards  # noqa: F401  (fixtures)
+from tests.end_to_end.conftest import images  # noqa: F401  (a fixture)
 from tests.slurm.cluster import Cluster, running_cluster, why_not
 
 
@@ -20,9 +20,9 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _without_gpus() -> Iterator[None]:
-    """Keep what runs beside the cluster on CPUs, as the jobs are."""
+    """Keep what runs beside the cluster on CPUs, as the jobs are; the tests of other folders see their GPUs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield

@@ -10,7 +10,7 @@ from tests.end_to_end.conftest import TINY, encode_settings
 from tests.launch import ROOT, run
 from tests.slurm.cluster import Cluster, Job
 
-STEPS = 300
+STEPS = 200
 ENVIRONMENT = {
     "DIT_SCALE_PYTHON": sys.executable,
     "PYTHONPATH": str(ROOT),
@@ -57,6 +57,14 @@ def finish(job: Job) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
+def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes of the images."""
+    output = tmp_path_factory.mktemp("data") / "latents"
+    run(["encode", "quickstart-encode", *encode_settings(images, output)])
+    return output
+
+
+@pytest.fixture(scope="module")
 def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of two ranks under torchrun."""
     run_dir = tmp_path_factory.mktemp("torchrun") / "run"
@@ -94,20 +102,24 @@ def test_two_nodes_train_as_torchrun_does(trained: Path, uninterrupted: list[flo
 def test_a_stopped_job_is_requeued_and_goes_on_to_the_last_bit(
     cluster: Cluster, shards: Path, uninterrupted: list[float], tmp_path: Path
 ) -> None:
-    """First stopped as before the time limit, then as by preemption."""
     run_dir = tmp_path / "run"
     job = submit(cluster, "train.sbatch", tmp_path, *settings(shards, run_dir))
-    for restarts, name in enumerate(("USR1", "TERM")):
-        begun = f"going on from step-{len(losses(run_dir)):08d}" if restarts else "step 1/"
-        seen = len(losses(run_dir))
-        job.wait_until(lambda text=begun, last=seen: text in job.output() and len(losses(run_dir)) >= last + 3)
-        job.signal(f"--signal={name}", "--batch")
-        job.wait_until(lambda count=restarts + 1: job.facts()["Restarts"] == str(count))
-        assert json.loads((run_dir / "stopped").read_text()) == {"reason": "SIGUSR1", "step": len(losses(run_dir))}
+    stop(job, run_dir, "USR1", restarts=1)  # as before the time limit
+    stop(job, run_dir, "TERM", restarts=2)  # as by preemption
     assert finish(job)["Restarts"] == "2"
     assert job.output().count("stopped with everything saved") == 2
     assert losses(run_dir) == uninterrupted
     assert not (run_dir / "stopped").exists()
+
+
+def stop(job: Job, run_dir: Path, signal: str, restarts: int) -> None:
+    """Signal the batch shell once the run has gone on from where it stood, and wait until the job is requeued."""
+    stood = len(losses(run_dir))
+    beginning = f"going on from step-{stood:08d}" if stood else "step 1/"
+    job.wait_until(lambda: beginning in job.output() and len(losses(run_dir)) >= stood + 3)
+    job.signal(f"--signal={signal}", "--batch")
+    job.wait_until(lambda: job.facts()["Restarts"] == str(restarts))
+    assert json.loads((run_dir / "stopped").read_text()) == {"reason": "SIGUSR1", "step": len(losses(run_dir))}
 
 
 def test_a_cancelled_job_is_saved_and_not_requeued(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
