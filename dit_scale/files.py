@@ -1,9 +1,12 @@
 """Files that are whole or absent: written under a temporary name, fsynced, renamed."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +19,9 @@ from dit_scale.errors import InputError
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that appears at ``path`` only once it is complete and on disk.
 
-    The temporary name ends in the process id, so two writers never share one; it is removed on failure.
+    The temporary name holds host and process, so two writers never share one; it is removed on failure.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         with temporary.open(mode) as file:
             yield file
@@ -35,6 +38,30 @@ def write_json(path: Path, value: Any) -> None:
     with atomic_write(path, "w") as file:
         json.dump(value, file, indent=1)
         file.write("\n")
+
+
+@contextmanager
+def exclusive_lock(path: Path, refusal: str, patience_seconds: float = 15.0) -> Iterator[None]:
+    """Hold a lock file that falls with the process, however that ends; only one process at a time.
+
+    Waits a little, since a launcher may start the next attempt while the last is still dying; then raises
+    InputError with ``refusal``, in which ``{holder}`` stands for who holds it.
+    """
+    with path.open("a+") as file:
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise InputError(refusal.replace("{holder}", file.read().strip() or "another process")) from error
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def fsync_folder(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Making a job: list the source, obtain the autoencoder, and write down the plan that all encoders share."""
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from dit_scale.autoencoder import Autoencoder, PCACodec, load_autoencoder, save_
 from dit_scale.config import EncodeConfig
 from dit_scale.data.manifest import FILE_NAME as MANIFEST_FILE
 from dit_scale.errors import InputError
-from dit_scale.files import make_writable_folder, write_json
+from dit_scale.files import exclusive_lock, make_writable_folder, write_json
 from dit_scale.latents import LatentSpec
 from preprocessing.decoding import open_decoder
 from preprocessing.job import STATE_FOLDER, Job
@@ -32,21 +31,10 @@ _FIT_BATCH = 64
 
 @contextmanager
 def only_encoding(output: Path, patience_seconds: float = 15.0) -> Iterator[None]:
-    """Hold the shard folder's lock, which falls with the process; wait a little for one that is just dying."""
+    """Hold the shard folder's lock: one encoding at a time."""
     make_writable_folder(output / STATE_FOLDER, "output folder")
-    with (output / STATE_FOLDER / _LOCK).open("a") as file:
-        deadline = time.monotonic() + patience_seconds
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise InputError(
-                        f"output '{output}' is being written by another dit-scale encode; "
-                        f"wait for it, stop it, or give another output"
-                    ) from error
-                time.sleep(0.2)
+    refusal = f"output '{output}' is being written by {{holder}}; wait for it, stop it, or give another output"
+    with exclusive_lock(output / STATE_FOLDER / _LOCK, refusal, patience_seconds):
         yield
 
 

@@ -75,7 +75,7 @@ def device_of(world: World) -> str:
     if not torch.cuda.is_available():
         return "cpu"
     # With --gpus-per-task=1 each process sees one GPU as 0; with --gpus-per-node every process sees them all.
-    return f"cuda:{world.local_rank if torch.cuda.device_count() > 1 else 0}"
+    return f"cuda:{world.local_rank % torch.cuda.device_count()}"
 
 
 def set_threads(world: World, threads_per_rank: int | None = None) -> int:

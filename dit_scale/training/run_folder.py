@@ -1,10 +1,6 @@
 """The run folder: one writer at a time, the resolved configuration, and what may change when a run goes on."""
 
-import fcntl
-import os
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -15,36 +11,18 @@ from dit_scale.checkpoint import Description
 from dit_scale.config import FIXED_FOR_A_RUN, Config, config_from, get, to_yaml
 from dit_scale.data.manifest import Manifest
 from dit_scale.errors import InputError
-from dit_scale.files import atomic_write, make_writable_folder
+from dit_scale.files import atomic_write, exclusive_lock, make_writable_folder
 
 _PACKAGES = ("dit_scale", "torch", "deepspeed", "xformers", "numpy")
 _LOCK = ".lock"
 
 
 @contextmanager
-def only_writer(run_dir: Path, patience_seconds: float = 15.0) -> Iterator[None]:
-    """Hold the run folder's lock; it falls with the process, however that ends.
-
-    Waits a little, since a launcher may start the next attempt while the last is still dying.
-    """
+def only_writer(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder's lock: one writer at a time."""
     make_writable_folder(run_dir, "run folder")
-    with (run_dir / _LOCK).open("a+") as file:
-        deadline = time.monotonic() + patience_seconds
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise InputError(
-                        f"run folder '{run_dir}' is being written by {file.read().strip() or 'another process'}; "
-                        f"stop that one or choose another run_dir"
-                    ) from error
-                time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+    refusal = f"run folder '{run_dir}' is being written by {{holder}}; stop that one or choose another run_dir"
+    with exclusive_lock(run_dir / _LOCK, refusal):
         yield
 
 

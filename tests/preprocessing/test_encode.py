@@ -274,7 +274,7 @@ def test_mistakes_get_one_sentence(source: Path, kl: Path, tmp_path: Path) -> No
         _encode(source, tmp_path / "c", *PCA)
     with (
         only_encoding(tmp_path / "d"),
-        pytest.raises(InputError, match=r"is being written by another dit-scale encode"),
+        pytest.raises(InputError, match=r"is being written by process"),
         only_encoding(tmp_path / "d", patience_seconds=0.0),
     ):
         pass
