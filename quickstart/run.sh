@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Images -> latents -> a trained DiT -> new images: run.sh VENV_BIN OUT [IMAGES]
+# Images -> latents -> a trained DiT -> new images: run.sh VENV_BIN OUT [IMAGES [key.sub=value …, for training]]
 set -euo pipefail
 bin=$1 out=$2 images=${3:-}
+settings=("${@:4}")
 started=$SECONDS
 say() { printf '\n== %s (%d min %02d s)\n' "$*" $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)); }
 mkdir -p "$out"
@@ -20,7 +21,7 @@ say "2/5 encode: images to latents, in webdataset tars"
 
 say "3/5 train: a DiT on two ranks under DeepSpeed ZeRO-2"
 OMP_NUM_THREADS=1 "$bin/torchrun" --standalone --nproc-per-node 2 -m dit_scale \
-    train quickstart "data.path=$out/latents" "run_dir=$out/run"
+    train quickstart "data.path=$out/latents" "run_dir=$out/run" "${settings[@]}"
 
 say "4/5 sample: new images from the EMA, with guidance"
 "$bin/dit-scale" sample "$out/run" --num-samples 72 --cfg-scale 2 --num-sampling-steps 40 --out "$out/samples"
