@@ -99,7 +99,7 @@ def save(
             "files": dict(files),
             "content_digests": digests,
         }
-        write_json(temporary / MANIFEST, manifest)
+        write_json(temporary / MANIFEST, manifest | {"digest": _manifest_digest(manifest)})
         remove(final)
         temporary.replace(final)
         fsync_folder(checkpoints)
@@ -196,12 +196,20 @@ class Checkpoint:
 
 
 def find_last_good(checkpoints: Path, world: World) -> Checkpoint | None:
-    """Return the newest checkpoint that verifies; name, set aside and skip damaged ones (collective)."""
-    for folder in _newest_first(checkpoints):
+    """Return the newest checkpoint that verifies; name, set aside and skip damaged ones (collective).
+
+    None means that the run never saved. Raises InputError where it did, but nothing of it is whole: a run never
+    begins anew without a word. A disk that fails to read raises OSError and sets nothing aside.
+    """
+    names = [[folder.name for folder in _newest_first(checkpoints)]]
+    dist.broadcast_object_list(names, src=0)  # one rank's listing: a networked folder may look different elsewhere
+    for folder in (checkpoints / name for name in names[0]):
         try:
             checkpoint = Checkpoint(folder)
             reason = checkpoint.damage(world.rank, world.world_size)
-        except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+        except InputError:
+            raise
+        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError, SafetensorError) as error:
             reason = f"{MANIFEST} cannot be read ({error})"
         reasons: list[str | None] = [None] * world.world_size
         dist.all_gather_object(reasons, reason)
@@ -213,7 +221,26 @@ def find_last_good(checkpoints: Path, world: World) -> Checkpoint | None:
             remove(folder.with_name(f"damaged-{folder.name}"))
             folder.replace(folder.with_name(f"damaged-{folder.name}"))
         dist.barrier()
+    if names[0]:
+        raise InputError(
+            f"no checkpoint in '{checkpoints}' is whole; put one back from a copy, or choose another run_dir"
+        )
     return None
+
+
+def open_whole(path: Path) -> Checkpoint:
+    """Open the checkpoint that a user means by a path; raises InputError where it is damaged."""
+    folder = resolve(path)
+    try:
+        checkpoint = Checkpoint(folder)
+        reason = checkpoint.damage()
+    except InputError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        reason = str(error)
+    if reason is not None:
+        raise InputError(f"checkpoint '{folder}' is damaged ({reason}); give another step-… of the run")
+    return checkpoint
 
 
 def resolve(path: Path) -> Path:
@@ -242,7 +269,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"checkpoint '{folder}' has format {version}, {age} than the {FORMAT_VERSION} that this dit_scale reads; "
             f"use the dit_scale that wrote it"
         )
+    if manifest.pop("digest", None) != _manifest_digest(manifest):
+        raise ValueError(f"{MANIFEST} does not fit its digest")
     return manifest
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(manifest))  # as it reads back
+    return xxhash.xxh3_128_hexdigest(json.dumps(plain, sort_keys=True))
 
 
 def _file_digest(path: Path) -> str:

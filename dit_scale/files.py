@@ -1,8 +1,10 @@
 """Files that are whole or absent: written under a temporary name, fsynced, renamed."""
 
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from dit_scale.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -58,6 +62,11 @@ def exclusive_lock(path: Path, refusal: str, patience_seconds: float = 15.0) -> 
                     file.seek(0)
                     raise InputError(refusal.replace("{holder}", file.read().strip() or "another process")) from error
                 time.sleep(0.2)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                    raise
+                log.warning("no locks on the file system of '%s': see to it that one process writes there", path)
+                break
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
@@ -89,7 +98,7 @@ def sha256_file(path: Path) -> str:
 
 def make_writable_folder(folder: Path, purpose: str) -> None:
     """Create ``folder`` and show that it can be written to, or say in one sentence why it cannot."""
-    probe = folder / f".write-test.{os.getpid()}"
+    probe = folder / f".write-test.{socket.gethostname()}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()

@@ -30,6 +30,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"weights '{path}' cannot be read as safetensors or as a .pt of tensors: {reason}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"weights '{path}' hold a {type(content).__name__}; give a file with a state dict")
     for key in ("ema", "model"):
         if isinstance(content.get(key), dict):
             content = content[key]

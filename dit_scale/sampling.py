@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit_scale import draws
 from dit_scale.autoencoder import Autoencoder, load_autoencoder, to_uint8
-from dit_scale.checkpoint import Checkpoint, resolve
+from dit_scale.checkpoint import open_whole
 from dit_scale.config import Config, config_from
 from dit_scale.diffusion import Objective, choose_solver, guided
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
@@ -82,9 +82,7 @@ class Sampler:
     """A trained model and all that turns noise into its images."""
 
     def __init__(self, path: Path, device: str, weights: str = "ema", decoder: str | None = None):
-        checkpoint = Checkpoint(resolve(path))
-        if reason := checkpoint.damage():
-            raise InputError(f"checkpoint '{checkpoint.folder}' is damaged ({reason}); give another step-… of the run")
+        checkpoint = open_whole(path)
         data = checkpoint.description.data
         config = config_from(Config, checkpoint.description.config)
         self.checkpoint, self.device = checkpoint, device

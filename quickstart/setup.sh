@@ -6,8 +6,8 @@ python=$1 venv=$2
     echo "$python is $("$python" --version 2>&1); dit_scale needs Python >= 3.11: make PYTHON=python3.11 …" >&2
     exit 2
 }
-if [ ! -x "$venv/bin/python" ]; then
-    "$python" -m venv "$venv" || {
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    "$python" -m venv --clear "$venv" || {
         echo "Python cannot make a virtual environment here; install it: apt-get install python3-venv" >&2
         exit 2
     }

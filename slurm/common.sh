@@ -19,7 +19,7 @@ say() { printf '%(%F %T)T job %s restart %s: %s\n' -1 "$SLURM_JOB_ID" "${SLURM_R
 # The tasks get USR1 in both cases: srun answers a TERM of its own by killing them. --export=ALL: or else an --export
 # list given to sbatch would hold for srun too, and keep MASTER_ADDR from the tasks.
 run_step() {
-    srun --export=ALL --kill-on-bad-exit=1 "$@" &
+    srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --export=ALL --kill-on-bad-exit=1 "$@" &
     local step=$!
     trap 'say "USR1: asking the tasks to stop"; kill -USR1 '"$step" USR1
     trap 'say "TERM: asking the tasks to stop"; kill -USR1 '"$step" TERM

@@ -124,9 +124,12 @@ def get(config: Any, dotted_key: str) -> Any:
 def _read_yaml(path: Path) -> Any:
     path = _find(path)
     try:
-        return OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        loaded = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise InputError(f"config '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+    if not OmegaConf.is_dict(loaded):
+        raise InputError(f"config '{path}' is not a mapping of keys to values; write it as key: value lines")
+    return loaded
 
 
 def _check_ranges(config: Any) -> None:

@@ -41,6 +41,11 @@ class Preview:
         classes = list(settings.classes) or list(dict.fromkeys(spread))
         self._labels = [label for label in classes for _ in range(self._per_class)]
         choose_solver(settings.solver, objective)  # a name that does not fit is refused now, not at the first grid
+        if settings.cfg_scale != 1 and not config.model.label_dropout:
+            raise InputError(
+                f"preview.cfg_scale={settings.cfg_scale} guides, but model.label_dropout=0 leaves no null label to "
+                f"guide with; give preview.cfg_scale=1"
+            )
         if wrong := [label for label in classes if not 0 <= label < len(class_names)]:
             raise InputError(f"preview.classes has {wrong[0]}; the data's classes are 0 to {len(class_names) - 1}")
         self._settings = SamplingSettings(

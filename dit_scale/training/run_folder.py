@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def write_config(run_dir: Path, config: Config) -> None:
         file.write("".join(f"# {line}\n" for line in head) + to_yaml(config))
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on, and the git commit of the code where there is one."""
     found = {}

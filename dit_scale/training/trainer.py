@@ -94,7 +94,7 @@ class Trainer:
                 if reason is not None or self._is_due(self.position.step):
                     reason, pending = self._settle(pending) or reason, None
                     self._save_and_draw(last=self.position.step == total or reason is not None)
-        if reason is not None and self.world.is_rank_zero:
+        if reason is not None and self.position.step < total and self.world.is_rank_zero:
             write_marker(self.run_dir, reason, self.position.step)
             print(f"stopped on {reason} at step {self.position.step}, everything saved", flush=True)
 
@@ -117,25 +117,26 @@ class Trainer:
             return None
         report.work.wait()
         loss_sum, asked = report.numbers.tolist()
-        loss = loss_sum / self.plan.global_batch_size
-        if not math.isfinite(loss):
+        loss, grad_norm = loss_sum / self.plan.global_batch_size, report.grad_norm.item()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise FloatingPointError(
-                f"the loss is {loss} at step {report.position.step}; the last checkpoint is from before that"
+                f"the loss is {loss} and the gradient norm {grad_norm} at step {report.position.step}; "
+                f"the last checkpoint is from before that"
             )
         if self.keys is not None:
             self.keys.write({"step": report.position.step, "keys": report.keys})
         if self.world.is_rank_zero:
-            self._log(report, loss)
+            self._log(report, loss, grad_norm)
         return (report.stop.signal_name or "a signal to another rank") if asked else None
 
-    def _log(self, report: "_Report", loss: float) -> None:
+    def _log(self, report: "_Report", loss: float, grad_norm: float) -> None:
         images_per_second = self.plan.global_batch_size / report.seconds
         peak = peak_flops(self.device, self.config.engine.precision)
         metrics = {
             "step": report.position.step,
             "images_seen": report.position.images_seen,
             "loss": loss,
-            "grad_norm": report.grad_norm.item(),
+            "grad_norm": grad_norm,
             "learning_rate": report.learning_rate,
             "step_seconds": report.seconds,
             "images_per_second": images_per_second,
@@ -173,7 +174,7 @@ class Trainer:
             model = model_of(config.model, manifest.latents, len(manifest.class_names))
         if is_new_run and config.init_from is not None:
             origin = Path(config.init_from)
-            weights = Checkpoint(checkpoints.resolve(origin)).whole("ema") if origin.is_dir() else read_weights(origin)
+            weights = checkpoints.open_whole(origin).whole("ema") if origin.is_dir() else read_weights(origin)
             load_into(model, weights, config.init_from)
         return model
 
