@@ -149,6 +149,10 @@ def sample(
     choose_solver(settings.solver, sampler.objective)
     labels = sampler.labels_of(classes, num_samples)
     make_writable_folder(out / "images", "output folder")
+    if world.is_rank_zero:  # of an earlier, larger run: whoever scores the folder must not count them
+        for leftover in sorted((out / "images").glob("*.png")):
+            if leftover.stem.isdigit() and int(leftover.stem) >= num_samples:
+                leftover.unlink()
     with process_group(world, device):
         _write_images(sampler, labels, settings, out / "images", batch_size, world)
         torch.distributed.barrier()

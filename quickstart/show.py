@@ -14,7 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # a server has no screen
 import matplotlib.pyplot as plt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 REAL_PER_CLASS = 4
 SAMPLES_PER_CLASS = 6
@@ -24,11 +24,12 @@ GAP_PIXELS = 40  # between the real images and the samples
 SMOOTHING_STEPS = 100
 
 
-def images_of(folder: Path, count: int) -> list[Image.Image]:
-    """Open `count` images of a class folder, evenly spaced through its sorted names."""
-    paths = sorted(folder.glob("*.png")) + sorted(folder.glob("*.jp*g")) + sorted(folder.glob("*.webp"))
+def images_of(folder: Path, count: int, side: int) -> list[Image.Image]:
+    """Open `count` images of a class folder, evenly spaced through its sorted names, cut to squares."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in Image.registered_extensions())
     count = min(count, len(paths))
-    return [Image.open(paths[index * len(paths) // count]).convert("RGB") for index in range(count)]
+    chosen = [paths[index * len(paths) // count] for index in range(count)]
+    return [ImageOps.fit(Image.open(path).convert("RGB"), (side, side)) for path in chosen]
 
 
 def samples_of(folder: Path) -> dict[str, list[Image.Image]]:
@@ -44,9 +45,10 @@ def samples_of(folder: Path) -> dict[str, list[Image.Image]]:
 
 def draw_grid(real: Path, samples: Path) -> Image.Image:
     """Draw one row a class: its name, real images, a gap, samples."""
-    rows = {label: (images_of(real / label, REAL_PER_CLASS), sampled) for label, sampled in samples_of(samples).items()}
-    labels = list(rows)
-    side = max(image.width for _, sampled in rows.values() for image in sampled)
+    by_class = samples_of(samples)
+    labels = list(by_class)
+    side = max(image.width for sampled in by_class.values() for image in sampled)
+    rows = {label: (images_of(real / label, REAL_PER_CLASS, side), sampled) for label, sampled in by_class.items()}
     font = ImageFont.load_default(size=16)
     label_width = round(max(font.getlength(label) for label in labels)) + 2 * MARGIN_PIXELS
     cell = side + MARGIN_PIXELS

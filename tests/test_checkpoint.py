@@ -119,6 +119,24 @@ def test_resolve_takes_a_run_its_checkpoints_or_one_of_them(tmp_path: Path) -> N
         resolve(tmp_path / "elsewhere")
 
 
+def test_a_changed_digit_of_the_manifest_is_damage(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    folder = write(tmp_path, 2)
+    text = (folder / "manifest.json").read_text()
+    assert '"images_seen": 16' in text
+    (folder / "manifest.json").write_text(text.replace('"images_seen": 16', '"images_seen": 17'))
+    found = find_last_good(tmp_path, World())
+    assert found is not None
+    assert found.folder.name == "step-00000001"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
+    (write(tmp_path, 1) / "rank-00000.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole"):
+        find_last_good(tmp_path, World())
+    assert find_last_good(tmp_path / "new", World()) is None
+
+
 def test_another_format_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -49,6 +49,12 @@ def test_a_strangers_pickle_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(InputError, match="hold a list"):
+        read_weights(tmp_path / "list.pt")
+
+
 def test_another_class_count_keeps_the_null_label_and_all_else() -> None:
     old, new = model(num_classes=3), model(num_classes=5)
     fresh = new.y_embedder.embedding_table.weight.clone()
