@@ -23,7 +23,6 @@ class Stream(IntEnum):
     LABEL_DROPOUT = 5
     INITIAL_NOISE = 6
     STEP_NOISE = 7
-    CLASS = 8
 
 
 def _signed(value: int) -> int:

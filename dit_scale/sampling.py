@@ -3,7 +3,7 @@
 import csv
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,6 @@ def sample_latents(
     labels: Tensor,
     indices: Tensor,
     settings: SamplingSettings,
-    on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Return final latents [N, C, H, W] for labels [N] and image indices [N]."""
     dtype = next(model.parameters()).dtype
@@ -67,7 +66,6 @@ def sample_latents(
         draws.normal(settings.seed, Stream.INITIAL_NOISE, indices, latents.shape),
         settings.num_sampling_steps,
         step_noise,
-        on_step=on_step,
     )
 
 
