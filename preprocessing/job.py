@@ -7,6 +7,8 @@ whole. The folder may be deleted once the manifest is there and nothing of it is
 
 import hashlib
 import json
+import platform
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,17 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
+import torch
 
 from dit_scale.config import EncodeConfig
 from dit_scale.data.manifest import ShardEntry
 from dit_scale.data.record import RecordLayout
 from dit_scale.data.shards import shard_name
 from dit_scale.data.statistics import LatentSums
-from dit_scale.files import write_json
+from dit_scale.files import is_from_dead_process, write_json
 from dit_scale.latents import LatentSpec
 from preprocessing.sources import Source
 
 STATE_FOLDER = "encoding"
+_SILENT_SECONDS = 120.0
+"""A shard that has not grown for so long is taken for abandoned."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,12 @@ class Receipt:
     entry: ShardEntry
     sums: LatentSums
     rejected: list[Rejection]
+
+
+def made_with() -> str:
+    """Return what a shard's last bits depend on beside its plan: versions and the kind of device."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    return f"torch {torch.__version__}, Pillow {PIL.__version__}, {device}"
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ class Job:
         sums = receipt.sums
         content = {
             "plan": self._plan_digest,
+            "made_with": made_with(),
             "shard": asdict(receipt.entry),
             "sums": {
                 "count": sums.count,
@@ -98,14 +111,16 @@ class Job:
             "rejected": [asdict(rejection) for rejection in receipt.rejected],
         }
         write_json(self._receipt_path(number), content)
+        for path in self._temporaries(shard_name(number)):  # of the killed, or of one who will find it finished
+            path.unlink(missing_ok=True)
 
     def receipt(self, number: int) -> Receipt | None:
         """Return a shard's receipt if the shard is finished: made by this plan, and as long as it was then."""
         try:
             content = json.loads(self._receipt_path(number).read_bytes())
             entry = ShardEntry(**content["shard"])
-            is_whole = (self.output / entry.tar_name).stat().st_size == entry.bytes
-            is_whole &= (self.output / entry.sidecar_name).is_file()
+            is_whole = (self.output / entry.file).stat().st_size == entry.bytes
+            is_whole &= (self.output / entry.sidecar).is_file()
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         if content["plan"] != self._plan_digest or not is_whole:
@@ -117,22 +132,65 @@ class Job:
             [Rejection(**rejection) for rejection in content["rejected"]],
         )
 
+    def missing(self) -> list[int]:
+        """Return the shards that have no receipt."""
+        finished = {path.name for path in (self.output / STATE_FOLDER).iterdir()}
+        return [number for number in range(self.num_shards) if _receipt_name(number) not in finished]
+
+    def is_finished(self, number: int) -> bool:
+        """Whether a shard has a receipt."""
+        return self._receipt_path(number).exists()
+
+    def unclaimed(self) -> list[int]:
+        """Return the missing shards that no living process seems to be making."""
+        claimed = {path.name.split(".")[1] for path in self._temporaries() if _is_growing(path)}
+        return [number for number in self.missing() if shard_name(number) not in claimed]
+
+    def is_unclaimed(self, number: int) -> bool:
+        """Whether a shard is missing and nobody seems to be making it."""
+        return not self.is_finished(number) and not any(map(_is_growing, self._temporaries(shard_name(number))))
+
+    def count_rejected(self) -> int:
+        """Return how many images the finished shards lack."""
+        receipts = (self.receipt(number) for number in range(self.num_shards) if self.is_finished(number))
+        return sum(len(receipt.rejected) for receipt in receipts if receipt is not None)
+
+    def made_with(self, number: int) -> str | None:
+        """Return the versions and device that made a shard, where its receipt says."""
+        try:
+            return str(json.loads(self._receipt_path(number).read_bytes())["made_with"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def discard(self, number: int) -> None:
+        """Have a shard made anew; its files stay until then."""
+        self._receipt_path(number).unlink(missing_ok=True)
+
+    def discard_stale(self) -> None:
+        """Have those shards made anew whose receipts do not hold, and clear up after killed encoders."""
+        for number in range(self.num_shards):
+            if self.receipt(number) is None:
+                self.discard(number)
+        missing = {shard_name(number) for number in self.missing()}
+        for path in self._temporaries():
+            if is_from_dead_process(path) or path.name.split(".")[1] not in missing:
+                path.unlink(missing_ok=True)
+
     def images_done(self) -> int:
         """Count the images that are in shards, finished or growing, whichever process or node writes them."""
-        finished = {path.name for path in (self.output / STATE_FOLDER).iterdir()}
-        done = sum(
-            len(self.images_of(number)) for number in range(self.num_shards) if _receipt_name(number) in finished
-        )
+        missing = set(self.missing())
+        done = sum(len(self.images_of(number)) for number in range(self.num_shards) if number not in missing)
+        growing: dict[str, int] = {}
         for path in self.output.glob(".shard-*.tar.*.tmp"):
             with suppress(FileNotFoundError):  # just finished
-                done += path.stat().st_size // self.layout.stride_bytes
-        return min(len(self.source), done)
+                shard = path.name.split(".")[1]
+                growing[shard] = max(growing.get(shard, 0), path.stat().st_size // self.layout.stride_bytes)
+        return min(len(self.source), done + sum(growing.values()))
 
-    def remove_leftovers(self, number: int) -> None:
-        """Remove what a killed encoder left of a shard; no other encoder writes this one."""
-        for folder in (self.output, self.output / STATE_FOLDER):
-            for path in folder.glob(f".{shard_name(number)}.*.tmp"):
-                path.unlink()
+    def _temporaries(self, shard: str = "shard-*") -> list[Path]:
+        """Return the files of shards that were begun and have not got their names yet."""
+        folders = (self.output, self.output / STATE_FOLDER)
+        return [path for folder in folders for path in folder.glob(f".{shard}.*.tmp")]
 
     def _receipt_path(self, number: int) -> Path:
         return self.output / STATE_FOLDER / _receipt_name(number)
@@ -140,6 +198,14 @@ class Job:
     @cached_property
     def _plan_digest(self) -> str:
         return hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()
+
+
+def _is_growing(path: Path) -> bool:
+    """Whether somebody seems to be writing a file that was begun."""
+    try:
+        return not is_from_dead_process(path) and time.time() - path.stat().st_mtime < _SILENT_SECONDS
+    except FileNotFoundError:
+        return True  # just finished
 
 
 def _receipt_name(number: int) -> str:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -14,39 +14,44 @@ import torch
 
 from dit_scale.autoencoder import FILE_NAME as AUTOENCODER_FILE
 from dit_scale.autoencoder import Autoencoder, PCACodec, load_autoencoder, save_autoencoder
-from dit_scale.config import EncodeConfig
+from dit_scale.config import EncodeConfig, to_yaml
 from dit_scale.data.manifest import FILE_NAME as MANIFEST_FILE
-from dit_scale.errors import InputError
-from dit_scale.files import exclusive_lock, make_writable_folder, write_json
+from dit_scale.errors import Failure, InputError
+from dit_scale.files import atomic_write, exclusive_lock, make_writable_folder, write_json
 from dit_scale.latents import LatentSpec
-from preprocessing.decoding import open_decoder
+from preprocessing.decoding import Decoder, open_decoder
 from preprocessing.job import STATE_FOLDER, Job
-from preprocessing.sources import Source
+from preprocessing.sources import Source, list_source, root_of
 from preprocessing.transforms import CENTRE_CROP
 
 PLAN_VERSION = 1
 _PLAN, _LISTING, _LOCK = "plan.json", "source.npy", "lock"
+CONFIG = "config.yaml"
+"""The settings of the last encode, for a repair; not compared, since paths may change."""
 _FIT_BATCH = 64
+_PATIENCE_SECONDS = 3600.0
 
 
-@contextmanager
-def only_encoding(output: Path, patience_seconds: float = 15.0) -> Iterator[None]:
-    """Hold the shard folder's lock: one encoding at a time."""
-    make_writable_folder(output / STATE_FOLDER, "output folder")
-    refusal = f"output '{output}' is being written by {{holder}}; wait for it, stop it, or give another output"
-    with exclusive_lock(output / STATE_FOLDER / _LOCK, refusal, patience_seconds):
-        yield
+def prepare(config: EncodeConfig) -> Job:
+    """Make the job anew or go on with the folder's; raises InputError where the folder holds another.
 
-
-def prepare(config: EncodeConfig, source: Source) -> Job:
-    """Make the job anew or go on with the folder's; raises InputError where the folder holds another."""
+    The first process to come makes it, others on the same folder wait for that and find it made.
+    """
     state = Path(config.output) / STATE_FOLDER
+    make_writable_folder(state, "output folder")
+    source = list_source(config.source)  # before the lock: elements of an array list at the same time
+    with exclusive_lock(state / _LOCK, "{holder} does not end preparing the encoding; stop it", _PATIENCE_SECONDS):
+        job = _prepare(config, source)
+        job.discard_stale()
+    return job
+
+
+def _prepare(config: EncodeConfig, source: Source) -> Job:
+    output, state = Path(config.output), Path(config.output) / STATE_FOLDER
     plan = _settings(config) | {"source": {"images": len(source), "digest": source.digest()}}
     found = _read_plan(state)
-    if found is None and (Path(config.output) / MANIFEST_FILE).exists():
-        raise InputError(
-            f"output '{config.output}' holds shards without the plan they were made by; give another output"
-        )
+    if found is None and (output / MANIFEST_FILE).exists():
+        raise InputError(f"output '{output}' holds shards without the plan they were made by; give another output")
     _check_same(config, plan, found)
     autoencoder = _obtain(config, source, is_planned=found is not None)
     latents = LatentSpec(
@@ -58,25 +63,32 @@ def prepare(config: EncodeConfig, source: Source) -> Job:
     plan |= {"identity": autoencoder.identity, "latents": asdict(latents), "class_names": source.class_names}
     plan = json.loads(json.dumps(plan))  # as it reads back
     _check_same(config, plan, found)
-    if found is None or not (Path(config.output) / AUTOENCODER_FILE).exists():
-        save_autoencoder(autoencoder, Path(config.output))
+    if found is None or not (output / AUTOENCODER_FILE).exists():
+        save_autoencoder(autoencoder, output)
     source.save(state / _LISTING)
+    with atomic_write(state / CONFIG, "w") as file:
+        file.write(to_yaml(config))
     if found is None:
         write_json(state / _PLAN, plan)  # last: other ranks wait for it
     return Job(config, source, plan)
 
 
-def join(config: EncodeConfig, patience_seconds: float = 1800.0) -> Job:
+def join(config: EncodeConfig, patience_seconds: float = _PATIENCE_SECONDS) -> Job:
     """Return the job that rank zero prepares, waiting until it has."""
     state = Path(config.output) / STATE_FOLDER
     deadline = time.monotonic() + patience_seconds
     while (plan := _read_plan(state)) is None:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"rank zero wrote no '{state / _PLAN}' within {patience_seconds:g} s; look at its log")
+            raise Failure(f"rank zero wrote no '{state / _PLAN}' within {patience_seconds:g} s; look at its log")
         time.sleep(0.5)
     _check_same(config, _settings(config), plan)
-    root = Path(config.source.path)
-    return Job(config, Source.load(root if root.is_dir() else root.parent, plan["class_names"], state / _LISTING), plan)
+    source = Source.load(root_of(config.source), plan["class_names"], state / _LISTING)
+    return Job(config, source, plan)
+
+
+def decoder_for(config: EncodeConfig, source: Source) -> AbstractContextManager[Decoder]:
+    """Return what decodes a source's images as the settings say."""
+    return open_decoder(source, config.image_size, config.decode_workers, exif_rotation=config.source.exif_rotation)
 
 
 def _settings(config: EncodeConfig) -> dict[str, Any]:
@@ -89,7 +101,7 @@ def _settings(config: EncodeConfig) -> dict[str, Any]:
     return {
         "version": PLAN_VERSION,
         "image_size": config.image_size,
-        "transform": CENTRE_CROP,
+        "transform": CENTRE_CROP + ("-exif" if config.source.exif_rotation else ""),
         "mirrors": config.mirrors,
         "shard_records": config.shard_records,
         "batch_size": config.batch_size,
@@ -151,7 +163,7 @@ def _fit(config: EncodeConfig, source: Source) -> PCACodec:
         )
     count = min(len(source), settings.pca_fit_images)
     indices = (i * len(source) // count for i in range(count))
-    with open_decoder(source, config.image_size, config.decode_workers) as decoder:
+    with decoder_for(config, source) as decoder:
         images = (image for image in decoder.decode(indices) if not isinstance(image, str))
         batches = iter(lambda: list(islice(images, _FIT_BATCH)), [])
         tensors = (torch.from_numpy(np.stack(batch)).movedim(-1, 1) for batch in batches)

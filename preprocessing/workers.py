@@ -6,6 +6,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from dit_scale.distributed.runtime import World, die_with_parent
+from dit_scale.errors import Failure
 
 
 def run_workers(count: int, work: Callable[[Any, World], None], argument: Any) -> None:
@@ -24,8 +25,9 @@ def run_workers(count: int, work: Callable[[Any, World], None], argument: Any) -
                     raise (
                         errors.get()
                         if not errors.empty()
-                        else RuntimeError(
-                            f"an encoder process ended with status {process.exitcode} and no error of its own"
+                        else Failure(
+                            f"an encoder process ended with status {process.exitcode} and no error of its own (-9: it "
+                            f"was killed, perhaps for want of memory); run this again, which makes what is missing"
                         )
                     )
                 running.remove(process)

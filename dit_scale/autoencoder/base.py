@@ -47,6 +47,9 @@ class Autoencoder(ABC):
     def to(self, device: str) -> Self:
         """Move the weights to a device; return self."""
 
+    def compile(self) -> None:  # noqa: B027 (most have nothing to compile)
+        """Have encoding compiled, where that is worth it."""
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights, on the CPU."""

@@ -43,8 +43,19 @@ class ConvAutoencoder(Autoencoder):
             return self._model.decode(raw.float()).sample.float()  # [N, 3, S, S]
 
     def to(self, device: str) -> "ConvAutoencoder":
-        self._model.to(device)
+        # NVIDIA's convolutions want channels last; on a CPU it would change the last bits and little else.
+        layout = torch.channels_last if device.startswith("cuda") else torch.contiguous_format
+        self._model.to(device=device, memory_format=layout)
         return self
+
+    def compile(self) -> None:
+        self._model.encoder.compile()
+
+    def as_diffusers(self, scale: float) -> Any:
+        """Return a copy of diffusers' model that names ``scale`` as its own."""
+        copy = type(self._model).from_config(self.settings() | {"scaling_factor": scale})
+        copy.load_state_dict(self._model.state_dict())
+        return copy
 
     def _arithmetic(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16")
@@ -65,7 +76,7 @@ def from_pretrained(name: str, revision: str | None, precision: Literal["fp32", 
             name, revision=revision, return_unused_kwargs=True, return_commit_hash=True
         )
         model_class = model_class_of(config.get("_class_name"), name)
-        model = model_class.from_pretrained(name, revision=commit or revision)
+        model = model_class.from_pretrained(name, revision=commit or revision, low_cpu_mem_usage=False)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise InputError(

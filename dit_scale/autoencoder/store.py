@@ -43,7 +43,10 @@ def load_autoencoder(
     """Return an autoencoder by its name, or the one with this identity (a manifest's) that ``folder`` keeps.
 
     A name is a hub name, a local folder of a diffusers autoencoder, or a folder with ``autoencoder.safetensors``.
+    An identity without a SHA-256, of one that was not at hand, is loaded by its name.
     """
+    if not isinstance(which, str) and which["sha256"] is None:
+        which = str(which["name"])
     if not isinstance(which, str):
         if folder is None:
             raise TypeError("an autoencoder is found by its identity in a folder; give folder")
@@ -79,7 +82,8 @@ def _read(path: Path, expected: Identity | None, precision: Literal["fp32", "bf1
     if autoencoder.identity != wanted:
         raise InputError(
             f"'{path}' holds autoencoder '{identity['name']}' with weights {autoencoder.identity['sha256'][:12]}, not "
-            f"'{wanted['name']}' with {wanted['sha256'][:12]}; put back the file that belongs to these latents"
+            f"'{wanted['name']}' with {wanted['sha256'][:12]}; put back the file that belongs to these latents, "
+            f"or their own manifest"
         )
     return autoencoder
 

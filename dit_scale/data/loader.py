@@ -5,7 +5,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from dit_scale import draws
 from dit_scale.data.dataset import LatentDataset
-from dit_scale.data.order import indices_at
+from dit_scale.data.order import Order, Window
+from dit_scale.data.shards import WAY_OUT
 from dit_scale.draws import Stream
-from dit_scale.errors import InputError
+from dit_scale.errors import Failure, InputError
 
-__all__ = ["Batch", "LatentDataset", "Loader"]
+__all__ = ["Batch", "LatentDataset", "Loader", "Reading", "Window"]
 
 
 class Batch(NamedTuple):
@@ -30,6 +31,24 @@ class Batch(NamedTuple):
     labels: Tensor
     """int64 [n]."""
     keys: list[str]
+    damaged: dict[int, str]
+    """Records set aside: their place in the batch, and how they are damaged. Their moments are zero."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How records are read."""
+
+    mirror: bool = True
+    """Take mirror images for half of them."""
+    verify: bool = True
+    on_damage: Literal["stop", "set_aside"] = "stop"
+    prefetch_batches: int = 4
+    """Batches that are ready before they are asked for."""
+    request_batches: int = 64
+    """How many batches ahead of reading shards are fetched from object storage."""
+    patience_seconds: float = 600.0
+    """How long a batch may take."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +56,43 @@ class _Part:
     """Which part of the stream a rank reads, and how."""
 
     dataset: LatentDataset
+    order: Order
     seed: int
     global_batch_size: int
     batch_size: int
     first: int
-    mirror: bool
-    verify: bool
+    settings: Reading
     pin_memory: bool
 
-    def batch(self, step: int) -> Batch:
-        """Read this rank's batch, ``step`` steps after the start."""
+    def positions(self, step: int) -> Tensor:
+        """Return this rank's part of the stream, ``step`` steps after the start."""
         begin = self.first + step * self.global_batch_size
-        positions = torch.arange(begin, begin + self.batch_size)
-        indices = indices_at(self.seed, positions.numpy(), len(self.dataset))
+        return torch.arange(begin, begin + self.batch_size)
+
+    def batch(self, step: int) -> Batch:
+        """Read this rank's batch."""
+        self._request(step)
+        positions = self.positions(step)
+        records = self.dataset.records_at(self.order, positions.numpy())
         mirrored = np.zeros(self.batch_size, bool)
-        if self.mirror:
+        if self.settings.mirror and self.dataset.mirrors == 2:
             mirrored = (draws.uniform(self.seed, Stream.MIRROR, positions) < 0.5).numpy()
         # A new tensor each time: pinned memory that a copy to the GPU still reads must not be written over, and
         # torch's allocator knows when that copy is done.
-        moments, labels = self.dataset.read(indices, mirrored, verify=self.verify, pin_memory=self.pin_memory)
-        return Batch(positions, moments, labels, self.dataset.keys(indices))
+        moments, labels, damaged = self.dataset.read_all(
+            records, mirrored, verify=self.settings.verify, pin_memory=self.pin_memory
+        )
+        if damaged and self.settings.on_damage == "stop":
+            raise InputError(f"{damaged[min(damaged)]}; {WAY_OUT}, or give data.on_damage=set_aside")
+        return Batch(positions, moments, labels, self.dataset.keys(records), damaged)
+
+    def _request(self, step: int) -> None:
+        """Have what is read some batches later fetched meanwhile."""
+        if self.dataset.is_local:
+            return
+        ahead = self.settings.request_batches
+        for later in range(step + ahead, step + ahead + 1) if step else range(ahead + 1):
+            self.dataset.request(self.dataset.records_at(self.order, self.positions(later).numpy()))
 
 
 class Loader:
@@ -75,21 +111,20 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
-        mirror: bool = True,
-        verify: bool = True,
-        prefetch_batches: int = 4,
+        window: Window | None = None,
+        reading: Reading | None = None,
         pin_memory: bool = False,
-        patience_seconds: float = 600.0,
     ):
         if global_batch_size % world_size:
             raise InputError(
                 f"global_batch_size={global_batch_size} is not divisible by {world_size} ranks; give a multiple"
             )
+        reading = reading or Reading()
         size = global_batch_size // world_size
-        mirror = mirror and dataset.manifest.mirrors == 2
-        part = _Part(dataset, seed, global_batch_size, size, start + rank * size, mirror, verify, pin_memory)
-        self._patience_seconds = patience_seconds
-        self._ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=prefetch_batches)
+        order = dataset.order(seed, window)
+        part = _Part(dataset, order, seed, global_batch_size, size, start + rank * size, reading, pin_memory)
+        self._patience_seconds = reading.patience_seconds
+        self._ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=reading.prefetch_batches)
         self._stop = threading.Event()
         # A daemon, so that a read which never returns cannot hold up the interpreter's exit.
         thread = threading.Thread(
@@ -109,8 +144,9 @@ class Loader:
         try:
             batch = self._ready.get(timeout=self._patience_seconds)
         except queue.Empty:
-            raise TimeoutError(
-                f"no batch within {self._patience_seconds:g} s: reading the shards has stalled; look to their storage"
+            raise Failure(
+                f"no batch within {self._patience_seconds:g} s: reading the shards has stalled; look to their storage, "
+                f"or give data.patience_seconds more"
             ) from None
         if isinstance(batch, Exception):
             self._stop.set()

@@ -2,21 +2,23 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
 from dit_scale.data.statistics import LatentStatistics
+from dit_scale.data.storage import LocalStorage, Storage
 from dit_scale.errors import InputError
 from dit_scale.files import write_json
 from dit_scale.latents import LatentSpec
 
 FILE_NAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -29,24 +31,38 @@ class Transform:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: its tar and, beside it, its sidecar."""
+    """One shard: the file of its records and, beside it, its sidecar."""
 
-    name: str
-    """File name without its ending."""
+    file: str
+    """Name of the file of the records, below the shard folder."""
     records: int
     bytes: int
     sha256: str
     sidecar_sha256: str
 
     @property
-    def tar_name(self) -> str:
-        """File name of the records."""
-        return f"{self.name}.tar"
+    def sidecar(self) -> str:
+        """Name of the file of labels, digests and source names."""
+        return str(Path(self.file).with_suffix(".npy"))
 
-    @property
-    def sidecar_name(self) -> str:
-        """File name of labels, digests and source names."""
-        return f"{self.name}.npy"
+
+@dataclass(frozen=True)
+class StoredArray:
+    """What one mirror of a record holds, and in which numbers."""
+
+    dtype: str = MOMENTS_DTYPE.name
+    has_variance: bool = True
+    """Mean and log-variance, [2C, h, w]; or a latent alone, [C, h, w]."""
+    scale: float = 1.0
+    """What raw latents were multiplied by before they were stored (foreign ones may have been)."""
+
+    def shape(self, latents: LatentSpec) -> tuple[int, int, int]:
+        """Shape of one mirror."""
+        return latents.moments_shape if self.has_variance else latents.shape
+
+    def num_bytes(self, latents: LatentSpec) -> int:
+        """Bytes of one mirror."""
+        return math.prod(self.shape(latents)) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -55,9 +71,10 @@ class Manifest:
 
     latents: LatentSpec
     mirrors: int
-    dtype: str
-    """Type of the stored moments."""
-    record_stride_bytes: int
+    container: Literal["tar", "mds", "foreign"]
+    """Our own tars, whose records lie at a stride; or files whose sidecars say where each record lies: MDS, tars of
+    latents that others wrote."""
+    stored: StoredArray
     autoencoder: dict[str, Any]
     """Identity of the autoencoder, which is kept beside the shards."""
     transform: Transform
@@ -70,7 +87,7 @@ class Manifest:
 
     @property
     def layout(self) -> RecordLayout:
-        """Where the bytes of a record lie."""
+        """Where the bytes of a record of our own lie."""
         return RecordLayout(self.mirrors, self.latents.moments_shape)
 
     @property
@@ -101,16 +118,36 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a shard folder, or raise InputError saying why there is none that can be trusted."""
-    path = folder / FILE_NAME
     if not folder.is_dir():
         raise InputError(f"shard folder '{folder}' does not exist; dit-scale encode makes one")
+    path = folder / FILE_NAME
     if not path.is_file():
-        raise InputError(
-            f"'{folder}' has no {FILE_NAME}, so it is no shard folder or its encoding is unfinished; "
-            f"run dit-scale encode with this output, which makes what is missing"
-        )
+        raise InputError(_no_manifest(folder))
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def manifest_in(storage: Storage) -> Manifest:
+    """Return the manifest of a shard folder wherever it lies."""
+    if isinstance(storage, LocalStorage):
+        return read_manifest(storage.folder())
     try:
-        content = json.loads(path.read_bytes())
+        content = storage.content(FILE_NAME)
+    except FileNotFoundError as error:
+        raise InputError(_no_manifest(storage.location)) from error
+    return parse_manifest(content, f"{storage.location}/{FILE_NAME}")
+
+
+def _no_manifest(folder: object) -> str:
+    return (
+        f"'{folder}' has no {FILE_NAME}, so it is no shard folder or its encoding is unfinished; run dit-scale encode "
+        f"with this output, which makes what is missing, or dit-scale index for tars of latents by others"
+    )
+
+
+def parse_manifest(text: bytes, path: str) -> Manifest:
+    """Return a manifest from the bytes of its file; raises InputError where it cannot be trusted."""
+    try:
+        content = json.loads(text)
         version, fingerprint = int(content.pop("format_version")), str(content.pop("fingerprint"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"'{path}' is not a manifest ({error!r}); delete it and run dit-scale encode again") from error
@@ -128,11 +165,12 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _parse(content: dict[str, Any], path: Path) -> Manifest:
+def _parse(content: dict[str, Any], path: str) -> Manifest:
     try:
         latents, statistics = content.pop("latents"), content.pop("statistics")
         manifest = Manifest(
             latents=LatentSpec.from_json(latents),
+            stored=StoredArray(**content.pop("stored")),
             transform=Transform(**content.pop("transform")),
             statistics=LatentStatistics(**_with_tuples(statistics)),
             shards=tuple(ShardEntry(**shard) for shard in content.pop("shards")),
@@ -140,10 +178,9 @@ def _parse(content: dict[str, Any], path: Path) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"'{path}' lacks or has a key that its format does not ({error}); encode anew") from error
-    if manifest.dtype != MOMENTS_DTYPE.name or manifest.record_stride_bytes != manifest.layout.stride_bytes:
+    if manifest.container == "tar" and manifest.stored != StoredArray():
         raise InputError(
-            f"'{path}' tells of {manifest.dtype} records every {manifest.record_stride_bytes} bytes, this dit_scale "
-            f"reads {MOMENTS_DTYPE.name} every {manifest.layout.stride_bytes}; encode the images again"
+            f"'{path}' tells of {manifest.stored} where tars hold {StoredArray()}; encode the images again"
         )
     return manifest
 

@@ -62,6 +62,14 @@ class RecordLayout:
         return _member(f"{key}.npy", npy) + _member(f"{key}.cls", str(label).encode())
 
 
+def names_record(header: bytes, key: str) -> bool:
+    """Whether a tar header is that of a record's first member."""
+    try:
+        return tarfile.TarInfo.frombuf(header, "ascii", "strict").name == f"{key}.npy"
+    except (tarfile.TarError, UnicodeDecodeError):
+        return False
+
+
 def _whole_blocks(count: int) -> int:
     return -(-count // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 

@@ -1,7 +1,8 @@
 """Shards, written and read: a tar of records, and a sidecar that says what each record must be.
 
 The sidecar is a structured npy array, a row a record: the source image's number and name, the label, and the xxh3-64
-digest of each mirror's moments. Shards are written whole or not at all.
+digest of each mirror's moments; for records that do not lie at a stride, also their offset, and for those of others
+their key. Shards are written whole or not at all.
 """
 
 import hashlib
@@ -19,10 +20,12 @@ from xxhash import xxh3_64_intdigest
 from dit_scale.data.manifest import ShardEntry
 from dit_scale.data.record import END_OF_SHARD, RecordLayout, key_of
 from dit_scale.data.statistics import LatentSums, no_latents
+from dit_scale.data.storage import UNKNOWN_BYTES, File, Storage
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write, sha256_file
 
-WAY_OUT = "delete it and run dit-scale encode again, which makes it anew"
+WAY_OUT = "run dit-scale verify with --repair, or delete it and run dit-scale encode again, which makes it anew"
+Rows = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -54,61 +57,61 @@ def write_shard(
         for record in records:
             tar.write(layout.pack(key_of(record.source_index), record.moments, record.label))
             digests = [xxh3_64_intdigest(np.ascontiguousarray(mirror).data) for mirror in record.moments]
-            rows.append((record.source_index, record.label, digests, record.source_name.encode()))
+            rows.append((record.source_index, record.label, digests, os.fsencode(record.source_name)))
             sums += LatentSums.of(record.moments)
         tar.write(END_OF_SHARD)
-    sidecar = _Hashing(io.BytesIO())
-    np.save(sidecar, np.array(rows, _sidecar_dtype(layout.mirrors, rows)), allow_pickle=False)
-    entry = ShardEntry(name, len(rows), layout.shard_bytes(len(rows)), tar.hexdigest(), sidecar.hexdigest())
-    with atomic_write(folder / entry.sidecar_name) as file:
-        file.write(sidecar.file.getvalue())
-    return entry, sums
+    sidecar_sha256 = write_sidecar(folder / f"{name}.npy", sidecar_rows(layout.mirrors, rows))
+    return ShardEntry(f"{name}.tar", len(rows), layout.shard_bytes(len(rows)), tar.hexdigest(), sidecar_sha256), sums
 
 
-class Shard:
-    """A shard open for reading; its size and its sidecar are those of the manifest."""
+def sidecar_rows(mirrors: int, rows: list[tuple[Any, ...]]) -> Rows:
+    """Return a sidecar's array from (source index, label, digests, source name) of each record."""
+    longest_name = max((len(row[-1]) for row in rows), default=1)
+    columns = [("source_index", "<i8"), ("label", "<i8"), ("digest", "<u8", (mirrors,)), ("name", f"S{longest_name}")]
+    return np.array(rows, np.dtype(columns))
 
-    def __init__(self, folder: Path, entry: ShardEntry, layout: RecordLayout):
-        self.path = folder / entry.tar_name
-        self.rows = _read_sidecar(folder / entry.sidecar_name, entry)
+
+def write_sidecar(path: Path, rows: Rows) -> str:
+    """Write a sidecar; return its SHA-256."""
+    content = io.BytesIO()
+    np.save(content, rows, allow_pickle=False)
+    with atomic_write(path) as file:
+        file.write(content.getvalue())
+    return hashlib.sha256(content.getvalue()).hexdigest()
+
+
+def is_sidecar(path: Path) -> bool:
+    """Whether a file is a sidecar, of whatever shard."""
+    try:
+        return "digest" in (np.load(path, mmap_mode="r", allow_pickle=False).dtype.names or ())
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def read_sidecar(storage: Storage, entry: ShardEntry) -> Rows:
+    """Return a shard's sidecar, which must be the one that the manifest tells of."""
+    where = f"{storage.location}/{entry.sidecar}"
+    while True:
         try:
-            self.descriptor = os.open(self.path, os.O_RDONLY)
+            content = storage.content(entry.sidecar)
         except FileNotFoundError as error:
-            raise InputError(f"shard '{self.path}' is missing; run dit-scale encode again, which makes it") from error
-        size = os.fstat(self.descriptor).st_size
-        if size != entry.bytes:
-            self.close()
-            raise InputError(f"shard '{self.path}' has {size} bytes, its manifest says {entry.bytes}; {WAY_OUT}")
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self.descriptor)
+            raise InputError(
+                f"sidecar '{where}' is missing; delete {entry.file}, too, and run dit-scale encode again"
+            ) from error
+        if hashlib.sha256(content).hexdigest() == entry.sidecar_sha256:
+            return np.load(io.BytesIO(content), allow_pickle=False)
+        if not storage.forget(File(entry.sidecar, UNKNOWN_BYTES)):  # this machine's copy may be at fault
+            raise InputError(f"sidecar '{where}' is not the one that its manifest tells of; {WAY_OUT}")
 
 
 def damage_of(folder: Path, entry: ShardEntry) -> str | None:
     """Return how a shard differs from its manifest, reading all of it, or None."""
-    for name, sha256 in ((entry.tar_name, entry.sha256), (entry.sidecar_name, entry.sidecar_sha256)):
+    for name, sha256 in ((entry.file, entry.sha256), (entry.sidecar, entry.sidecar_sha256)):
         if not (folder / name).is_file():
             return f"{name} is missing"
         if (found := sha256_file(folder / name)) != sha256:
             return f"{name} has SHA-256 {found[:12]}, its manifest says {sha256[:12]}"
     return None
-
-
-def _sidecar_dtype(mirrors: int, rows: list[tuple[Any, ...]]) -> np.dtype[Any]:
-    longest_name = max((len(row[-1]) for row in rows), default=1)
-    return np.dtype(
-        [("source_index", "<i8"), ("label", "<i8"), ("digest", "<u8", (mirrors,)), ("name", f"S{longest_name}")]
-    )
-
-
-def _read_sidecar(path: Path, entry: ShardEntry) -> npt.NDArray[Any]:
-    if not path.is_file():
-        raise InputError(f"sidecar '{path}' is missing; delete {entry.tar_name}, too, and run dit-scale encode again")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != entry.sidecar_sha256:
-        raise InputError(f"sidecar '{path}' is not the one that its manifest tells of; {WAY_OUT}")
-    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 class _Hashing:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dit_scale.data.manifest import Manifest, Transform
+from dit_scale.data.manifest import Manifest, StoredArray, Transform
 from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
 from dit_scale.data.shards import Record, shard_name, write_shard
 from dit_scale.data.statistics import no_latents
@@ -33,8 +33,8 @@ def write_folder(folder: Path, shard_records: list[int], mirrors: int = 2) -> li
     Manifest(
         latents=LATENTS,
         mirrors=mirrors,
-        dtype=MOMENTS_DTYPE.name,
-        record_stride_bytes=layout.stride_bytes,
+        container="tar",
+        stored=StoredArray(),
         autoencoder={"kind": "pca", "name": "pca", "revision": None, "sha256": "0" * 64},
         transform=Transform("adm-centre-crop", 32),
         class_names=("a", "b", "c"),

@@ -6,16 +6,17 @@ import threading
 import time
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from dit_scale import draws
-from dit_scale.data.loader import Batch, LatentDataset, Loader
+from dit_scale.data.loader import Batch, LatentDataset, Loader, Reading
 from dit_scale.data.order import indices_at
 from dit_scale.draws import Stream
-from dit_scale.errors import InputError
+from dit_scale.errors import Failure, InputError
 from tests.data.shard_folder import write_folder
 
 GLOBAL_BATCH = 8
@@ -29,13 +30,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _steps(folder: Path, world_size: int = 1, start: int = 0, steps: int = STEPS, **settings: bool) -> list[Batch]:
+def _steps(folder: Path, world_size: int = 1, start: int = 0, steps: int = STEPS, **reading: Any) -> list[Batch]:
     """Return whole global batches, put together from all ranks' parts."""
     parts = []
     for rank in range(world_size):
         dataset = LatentDataset.open(folder)
         with Loader(
-            dataset, seed=1, global_batch_size=GLOBAL_BATCH, rank=rank, world_size=world_size, start=start, **settings
+            dataset,
+            seed=1,
+            global_batch_size=GLOBAL_BATCH,
+            rank=rank,
+            world_size=world_size,
+            start=start,
+            reading=Reading(**reading),
         ) as loader:
             parts.append([next(loader) for _ in range(steps)])
         dataset.close()
@@ -43,6 +50,7 @@ def _steps(folder: Path, world_size: int = 1, start: int = 0, steps: int = STEPS
         Batch(
             *(torch.cat(tensors) for tensors in list(zip(*step, strict=True))[:3]),
             list(chain.from_iterable(b.keys for b in step)),
+            {},
         )
         for step in zip(*parts, strict=True)
     ]
@@ -104,7 +112,7 @@ def test_shards_without_mirrors_are_read_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_batch_stays_valid_when_others_follow(folder: Path) -> None:
-    with Loader(LatentDataset.open(folder), seed=1, global_batch_size=8, prefetch_batches=1) as loader:
+    with Loader(LatentDataset.open(folder), seed=1, global_batch_size=8, reading=Reading(prefetch_batches=1)) as loader:
         first = next(loader)
         copy = first.moments.clone()
         for _ in range(5):
@@ -129,8 +137,10 @@ def test_an_error_in_reading_reaches_the_consumer(tmp_path: Path) -> None:
 def test_a_stalled_read_does_not_wait_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
     monkeypatch.setattr("os.preadv", lambda *_: released.wait())
-    with Loader(LatentDataset.open(folder), seed=0, global_batch_size=4, patience_seconds=0.2) as loader:
-        with pytest.raises(TimeoutError, match=r"no batch within 0.2 s"):
+    with Loader(
+        LatentDataset.open(folder), seed=0, global_batch_size=4, reading=Reading(patience_seconds=0.2)
+    ) as loader:
+        with pytest.raises(Failure, match=r"no batch within 0.2 s"):
             next(loader)
         released.set()
 

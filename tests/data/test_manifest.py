@@ -39,10 +39,13 @@ def _change(folder: Path, **changes: object) -> None:
     [
         ({"class_names": ["b", "a", "c"]}, r"was changed after it was written"),
         ({"fingerprint": "0" * 64}, r"its fingerprint is 000000000000"),
-        ({"format_version": 2}, r"has format version 2, this dit_scale reads 1; update dit_scale"),
-        ({"format_version": 0}, r"has format version 0, .* encode the images again"),
+        ({"format_version": 3}, r"has format version 3, this dit_scale reads 2; update dit_scale"),
+        ({"format_version": 1}, r"has format version 1, .* encode the images again"),
         ({"colour": "red"}, r"lacks or has a key .*colour"),
-        ({"record_stride_bytes": 512}, r"records every 512 bytes"),
+        (
+            {"stored": {"dtype": "float32", "has_variance": True, "scale": 1.0}},
+            r"tars hold StoredArray\(dtype='float16'",
+        ),
     ],
 )
 def test_what_cannot_be_trusted_is_refused(folder: Path, changes: dict[str, object], sentence: str) -> None:

@@ -44,3 +44,21 @@ def write_tar(path: Path, samples: list[tuple[str, Image.Image, str]], ending: s
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
+
+
+def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
+    """Return an image as a file's bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    """Return a tar of files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()

@@ -1,23 +1,25 @@
-"""Listings: labels and order from sorted names, images at random, mistakes in one sentence."""
+"""Folders of images, and what every listing keeps: order from sorted names, images at random, clear mistakes."""
 
+import errno
 import os
-import subprocess
-import sys
+import threading
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from dit_scale.config import SourceConfig
-from dit_scale.errors import InputError
-from preprocessing.decoding import Decoder, decode_image, open_decoder
-from preprocessing.sources import Place, Source, list_source
-from tests.preprocessing.images import draw_tree, picture, write_tar
+from dit_scale.errors import Failure, InputError
+from preprocessing.sources import Place, Source, list_source, root_of
+from tests.preprocessing.images import draw_tree, encoded, picture, tar_of, write_tar
 
 
-def _listed(path: Path) -> Source:
-    return list_source(SourceConfig(path=str(path)))
+def _listed(path: Path, **settings: object) -> Source:
+    return list_source(SourceConfig(path=str(path), **{key: str(value) for key, value in settings.items()}))  # type: ignore[arg-type]
+
+
+def _names(source: Source) -> list[str]:
+    return [source.name(i) for i in range(len(source))]
 
 
 def test_a_tree_is_listed_by_sorted_names(tmp_path: Path) -> None:
@@ -26,84 +28,106 @@ def test_a_tree_is_listed_by_sorted_names(tmp_path: Path) -> None:
     (tmp_path / "ant" / "._000.jpg").write_bytes(b"a Mac was here")
     (tmp_path / "ant" / "deeper").mkdir()
     picture(9).save(tmp_path / "ant" / "deeper" / "x.png")
+    (tmp_path / "zebra" / "002.JPEG").write_bytes(encoded(picture(3), "JPEG"))
+    (tmp_path / ".cache").mkdir()
     source = _listed(tmp_path)
     assert source.class_names == ["Bee", "ant", "zebra"]
-    names = [source.name(i) for i in range(len(source))]
     expected = ["Bee/000.jpg", "ant/000.jpg", "ant/001.png", "ant/002.jpg", "ant/deeper/x.png"]
-    assert names == [*expected, "zebra/000.jpg", "zebra/001.png"]
-    assert [source.label(i) for i in range(len(source))] == [0, 1, 1, 1, 1, 2, 2]
+    assert _names(source) == [*expected, "zebra/000.jpg", "zebra/001.png", "zebra/002.JPEG"]
+    assert [source.label(i) for i in range(len(source))] == [0, 1, 1, 1, 1, 2, 2, 2]
     assert source.place(4).read() == (tmp_path / "ant/deeper/x.png").read_bytes()
 
 
 def test_the_order_does_not_come_from_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = _listed(draw_tree(tmp_path / "one", {"a": 4, "b": 4})).digest()
-    walk, iterdir = os.walk, Path.iterdir
-    monkeypatch.setattr(os, "walk", lambda *a, **k: ((d, s, f[::-1]) for d, s, f in walk(*a, **k)))
-    monkeypatch.setattr(Path, "iterdir", lambda self: reversed(list(iterdir(self))))
-    assert _listed(tmp_path / "one").digest() == digest
-    assert _listed(draw_tree(tmp_path / "elsewhere", {"a": 4, "b": 4})).digest() == digest
+    for name in (
+        "b/003.png",
+        "a/000.jpg",
+        "b/001.png",
+        "a/002.jpg",
+        "a/001.png",
+        "b/000.jpg",
+        "b/002.jpg",
+        "a/003.png",
+    ):
+        copy = tmp_path / "elsewhere" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((tmp_path / "one" / name).read_bytes())
+    assert _listed(tmp_path / "elsewhere").digest() == digest
+    monkeypatch.chdir(tmp_path)
+    assert _listed(Path("one")).digest() == digest
     picture(0).save(tmp_path / "one" / "a" / "another.png")
     assert _listed(tmp_path / "one").digest() != digest
 
 
-def test_webdataset_tars_are_listed_with_offsets(tmp_path: Path) -> None:
-    write_tar(tmp_path / "b.tar", [("dir/k", picture(4), "0")], ending="png")
-    write_tar(tmp_path / "a.tar", [("x0", picture(0), "2"), ("x1", picture(1), "0\n")])
-    for path, count in ((tmp_path, 3), (tmp_path / "a.tar", 2)):
-        source = _listed(path)
-        assert len(source) == count
-        assert source.class_names == ["0", "1", "2"]
-        assert [source.label(i) for i in range(2)] == [2, 0]
-        assert source.name(1) == "a.tar/x1.png"
-        np.testing.assert_array_equal(decode_image(source.place(1), 72), decode_image(source.place(1), 72))
-        decoded = decode_image(source.place(0), 72)
-        assert isinstance(decoded, np.ndarray)
-        np.testing.assert_array_equal(decoded, np.asarray(picture(0).crop((4, 0, 76, 72))))
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/cl\xe9"
+    os.mkdir(folder)  # noqa: PTH102
+    with open(folder + b"/\xff.png", "wb") as file:  # noqa: PTH123
+        file.write(encoded(picture(0)))
+    source = _listed(tmp_path)
+    assert os.fsencode(source.name(0)) == b"cl\xe9/\xff.png"
+    assert source.place(0).read() == encoded(picture(0))
+    assert len(source.digest()) == 64
 
 
-def test_a_listing_is_the_same_after_it_was_stored(tmp_path: Path) -> None:
-    source = _listed(draw_tree(tmp_path / "tree", {"a": 3, "b": 2}))
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    draw_tree(tmp_path / "store", {"x": 2})
+    (tmp_path / "tree" / "a").mkdir(parents=True)
+    (tmp_path / "tree" / "b").symlink_to(tmp_path / "store" / "x")
+    (tmp_path / "tree" / "a" / "one.png").symlink_to(tmp_path / "store" / "x" / "001.png")
+    source = _listed(tmp_path / "tree")
+    assert _names(source) == ["a/one.png", "b/000.jpg", "b/001.png"]
+    assert source.place(0).read() == source.place(2).read()
+    (tmp_path / "tree" / "a" / "again").symlink_to(tmp_path / "tree")
+    with pytest.raises(InputError, match=r"again' is a link to a folder above itself"):
+        _listed(tmp_path / "tree")
+
+
+@pytest.mark.parametrize("kind", ["folders", "tar", "list"])
+def test_a_listing_is_the_same_after_it_was_stored(tmp_path: Path, kind: str) -> None:
+    tree = draw_tree(tmp_path / "tree", {"a": 3, "b": 2})
+    write_tar(tmp_path / "x.tar", [(f"{i}", picture(i), "0") for i in range(5)])
+    (tree / "list.csv").write_text("path,label\n" + "".join(f"a/00{i}.{e},0\n" for i, e in enumerate(("jpg", "png"))))
+    config = SourceConfig(path=str({"folders": tree, "tar": tmp_path / "x.tar", "list": tree / "list.csv"}[kind]))
+    source = list_source(config)
     source.save(tmp_path / "source.npy")
-    again = Source.load(tmp_path / "tree", source.class_names, tmp_path / "source.npy")
+    again = Source.load(root_of(config), source.class_names, tmp_path / "source.npy")
     assert again.digest() == source.digest()
-    assert [again.place(i) for i in range(5)] == [source.place(i) for i in range(5)]
+    for i in range(len(source)):
+        assert again.place(i) == source.place(i)
+        assert again.place(i).read()
 
 
-def test_images_of_every_mode_become_rgb_and_others_are_rejected(tmp_path: Path) -> None:
-    for mode in ("L", "P", "RGBA", "LA", "1", "CMYK"):
-        path = tmp_path / (f"{mode}.tiff" if mode == "CMYK" else f"{mode}.png")
-        picture(1).convert(mode).save(path)
-        decoded = decode_image(Place(path, 0, -1), 32)
-        assert isinstance(decoded, np.ndarray), mode
-        assert decoded.shape == (32, 32, 3)
-    picture(2).save(tmp_path / "whole.jpg")
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-200])
-    (tmp_path / "text.png").write_text("no image at all")
-    assert "truncated" in decode_image(Place(tmp_path / "cut.jpg", 0, -1), 32)
-    assert "UnidentifiedImageError" in decode_image(Place(tmp_path / "text.png", 0, -1), 32)
-    with pytest.raises(FileNotFoundError):  # the storage's fault, not the image's
-        decode_image(Place(tmp_path / "gone.png", 0, -1), 32)
+def test_storage_that_fails_for_a_moment_is_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(b"the image")
+    link = tmp_path / "link"
+    link.symlink_to("/proc/self/mem")  # whose first bytes are an input/output error
+    with pytest.raises(OSError) as caught:
+        link.open("rb").read(10)
+    assert caught.value.errno == errno.EIO
+
+    def mend() -> None:
+        time.sleep(0.3)
+        (tmp_path / "new").symlink_to(tmp_path / "image.png")
+        (tmp_path / "new").replace(link)
+
+    mending = threading.Thread(target=mend)
+    mending.start()
+    assert Place(link, 4, 5).read() == b"image"
+    mending.join()
 
 
-def test_a_pool_decodes_in_order(tmp_path: Path) -> None:
-    source = _listed(draw_tree(tmp_path, {"a": 30, "b": 30}))
-    order = [*range(59, -1, -1), 3]
-    inline = list(Decoder(source, 32).decode(order))
-    with open_decoder(source, 32, 2) as decoder:
-        for image, expected in zip(decoder.decode(order), inline, strict=True):
-            np.testing.assert_array_equal(image, expected)
-
-
-def test_processes_that_decode_do_not_import_torch() -> None:
-    code = "import sys, preprocessing.decoding; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.parametrize("label", ["cat", "-1", ""])
-def test_a_label_that_is_no_number_is_named(tmp_path: Path, label: str) -> None:
-    write_tar(tmp_path / "a.tar", [("x", Image.new("RGB", (4, 4)), label)])
-    with pytest.raises(InputError, match=r"'x.cls' in '.*a.tar' is .* not a class number"):
-        _listed(tmp_path)
+def test_storage_that_stays_broken_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(Failure, match=r"image file '/proc/self/mem' cannot be read \(Input/output error\)"):
+        Place(Path("/proc/self/mem"), 0, 10).read(patience_seconds=0.5)
+    assert 0.1 < time.monotonic() - started < 5
+    with pytest.raises(Failure, match=r"gone.png' cannot be read \(No such file or directory\)"):
+        Place(tmp_path / "gone.png", 0, -1).read()
+    (tmp_path / "a.tar").write_bytes(tar_of({"x.png": bytes(3000)})[:2000])
+    with pytest.raises(Failure, match=r"a.tar' ends within the image of 3000 bytes at 512, so it is shorter"):
+        Place(tmp_path / "a.tar", 512, 3000).read()
 
 
 def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
@@ -111,6 +135,16 @@ def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
         _listed(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"holds no image; images lie in class folders"):
         _listed(tmp_path)
-    (tmp_path / "broken.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(InputError, match=r"'.*broken.tar' is not a whole, uncompressed tar"):
-        _listed(tmp_path)
+    (tmp_path / "file.txt").write_text("no tar")
+    for format_, message in (
+        ("folders", r"file.txt' is not a folder of class folders"),
+        ("flat", r"file.txt' is not a folder of images"),
+        ("list", r"file.txt' is not a .jsonl or .csv file"),
+        ("tars", r"file.txt' is not a whole, uncompressed tar"),
+    ):
+        with pytest.raises(InputError, match=message):
+            _listed(tmp_path / "file.txt", format=format_)
+    with pytest.raises(InputError, match=r"source.format=flat has no class folders; give source.labels"):
+        _listed(tmp_path, format="flat")
+    with pytest.raises(InputError, match=r"source.labels '.*file.txt' goes with a flat folder or a tar"):
+        _listed(tmp_path, format="folders", labels=tmp_path / "file.txt")

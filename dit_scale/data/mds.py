@@ -1,0 +1,251 @@
+"""Shard folders turned into MDS, the format of mosaicml-streaming, and back, without encoding again.
+
+An MDS file is a count, the offsets of its samples, a text that describes its columns, then the samples; so each
+record's moments lie at an offset, which the sidecar keeps, and our reader needs nothing else. Whoever uses
+mosaicml-streaming reads the same folder by its index.json.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+from xxhash import xxh3_64_intdigest
+
+from dit_scale.data.manifest import FILE_NAME, Manifest, ShardEntry, manifest_in, read_manifest
+from dit_scale.data.record import MOMENTS_DTYPE, key_of
+from dit_scale.data.shards import WAY_OUT, Record, Rows, read_sidecar, shard_name, write_shard, write_sidecar
+from dit_scale.data.storage import File, LocalStorage, Storage, open_storage
+from dit_scale.errors import InputError
+from dit_scale.files import (
+    atomic_write,
+    exclusive_lock,
+    fsync_folder,
+    full_disk_explained,
+    make_writable_folder,
+    remove,
+    sha256_file,
+)
+
+_COMPANIONS = ("autoencoder.safetensors", "rejected.jsonl")
+_HASH = "xxh64"
+_SECONDS_BETWEEN_LINES = 5.0
+
+_Kind = Literal["tar", "mds"]
+_Convert = Callable[[Storage, Manifest, Path], tuple[ShardEntry, ...]]
+
+
+def to_mds(source: str | Path, target: str | Path) -> Manifest:
+    """Write a folder of our tars as MDS files, one for each tar; return the new folder's manifest."""
+    return _convert(source, Path(target), "tar", "mds", _write_mds)
+
+
+def to_tar(source: str | Path, target: str | Path) -> Manifest:
+    """Write a folder of MDS files as tars, the same to the byte as those that they came from."""
+    return _convert(source, Path(target), "mds", "tar", _write_tars)
+
+
+def _convert(source: str | Path, target: Path, source_kind: _Kind, target_kind: _Kind, write: _Convert) -> Manifest:
+    """Write a folder of another kind beside ``target``, and rename it when it is whole and on disk."""
+    storage = open_storage(source)
+    try:
+        manifest = manifest_in(storage)
+        if manifest.container != source_kind:
+            raise InputError(f"'{source}' holds {manifest.container} shards; only {source_kind} becomes {target_kind}")
+        with _folder_in_the_making(target) as work:
+            if work is None:
+                return _the_same(storage, manifest, target, target_kind)
+            made = replace(manifest, container=target_kind, shards=write(storage, manifest, work))
+            _copy_companions(storage, work)
+            made.write(work)
+        return made
+    finally:
+        storage.close()
+
+
+@contextmanager
+def _folder_in_the_making(target: Path) -> Iterator[Path | None]:
+    """Give an empty folder that becomes ``target`` at the end, or None where that is there already.
+
+    One that was left half made is removed: this goes fast enough to begin anew.
+    """
+    target = target.absolute()
+    make_writable_folder(target.parent, "the folder of the new shards")
+    work, lock = (target.with_name(f".{target.name}.{ending}") for ending in ("converting", "lock"))
+    with exclusive_lock(lock, f"'{target}' is being written by {{holder}}; wait for that, or stop it"):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            yield None
+            lock.unlink(missing_ok=True)
+            return
+        remove(work)
+        work.mkdir()
+        try:
+            with full_disk_explained(f"'{target.parent}'", "which begins anew"):
+                yield work
+                _sync(work)
+                work.rename(target)
+                fsync_folder(target.parent)
+            lock.unlink(missing_ok=True)  # held, and what it guards is done: whoever waits for it finds the target
+        finally:
+            remove(work)
+
+
+def _write_mds(storage: Storage, manifest: Manifest, work: Path) -> tuple[ShardEntry, ...]:
+    from streaming import MDSWriter  # takes seconds: only where it is needed
+
+    shape = ",".join(str(size) for size in (manifest.mirrors, *manifest.latents.moments_shape))
+    columns = {"key": "str", "label": "int", "moments": f"ndarray:{MOMENTS_DTYPE.name}:{shape}", "name": "str"}
+    entries = []
+    with MDSWriter(columns=columns, out=str(work), hashes=[_HASH], size_limit=None) as writer:
+        for entry in _with_progress(manifest.shards):
+            rows = read_sidecar(storage, entry)
+            for record in _records(storage, manifest, entry, rows):
+                writer.write(_sample(record))
+            if writer.new_shard_size >= 1 << 32:
+                raise InputError(f"shard '{storage.location}/{entry.file}' is too large for MDS, which ends at 4 GiB")
+            # What write() does when a shard is full: a shard there for each one here.
+            writer.flush_shard()
+            writer._reset_cache()
+            path = work / writer.shards[-1]["raw_data"]["basename"]
+            entries.append(_entry_of_mds(path, rows, manifest.layout.mirror_bytes))
+    return tuple(entries)
+
+
+def _sample(record: Record) -> dict[str, object]:
+    """Return a record as MDSWriter takes it; a name that is no text in UTF-8 is whole in the sidecar alone."""
+    name = os.fsencode(record.source_name).decode("utf-8", "replace")
+    return {"key": key_of(record.source_index), "label": record.label, "moments": record.moments, "name": name}
+
+
+def _entry_of_mds(path: Path, rows: Rows, mirror_bytes: int) -> ShardEntry:
+    """Write the sidecar of an MDS file; return what the manifest says of the two."""
+    content = np.memmap(path, np.uint8, "r")
+    samples = content[4 : 4 * (1 + len(rows))].view("<u4").astype(np.int64)  # after their count
+    # A sample: the lengths of key and name, 4 bytes each; the key; the label, 8 bytes; the moments; the name.
+    key_lengths = [int(content[begin : begin + 4].view("<u4")[0]) for begin in samples]
+    offsets = samples + 8 + np.array(key_lengths, np.int64) + 8
+    for offset, digests in zip(offsets.tolist(), rows["digest"], strict=True):
+        mirrors = content[offset : offset + len(digests) * mirror_bytes]
+        if not _has_digests(mirrors, digests):
+            raise RuntimeError(f"'{path}' is not laid out as MDS files were when this was written")
+    sidecar_sha256 = write_sidecar(path.with_suffix(".npy"), _with_offsets(rows, offsets))
+    return ShardEntry(path.name, len(rows), path.stat().st_size, sha256_file(path), sidecar_sha256)
+
+
+def _with_offsets(rows: Rows, offsets: npt.NDArray[np.int64]) -> Rows:
+    """Return a sidecar with one more column."""
+    result = np.empty(len(rows), np.dtype([*rows.dtype.descr, ("offset", "<i8")]))
+    for name in rows.dtype.names or ():
+        result[name] = rows[name]
+    result["offset"] = offsets
+    return result
+
+
+def _write_tars(storage: Storage, manifest: Manifest, work: Path) -> tuple[ShardEntry, ...]:
+    entries = []
+    for number, entry in enumerate(_with_progress(manifest.shards)):
+        records = _records(storage, manifest, entry, read_sidecar(storage, entry))
+        entries.append(write_shard(work, shard_name(number), manifest.layout, records)[0])
+    return tuple(entries)
+
+
+def _records(storage: Storage, manifest: Manifest, entry: ShardEntry, rows: Rows) -> Iterator[Record]:
+    """Yield a shard's records, each with the digests that were taken when it was first written."""
+    file, where = File(entry.file, entry.bytes), f"{storage.location}/{entry.file}"
+    if fault := storage.check(file):
+        raise InputError(f"shard '{where}' {fault}; {WAY_OUT}")
+    offsets = rows["offset"] if manifest.container == "mds" else _tar_offsets(manifest, len(rows))
+    for row, offset in zip(rows, offsets.tolist(), strict=True):
+        moments = np.empty((manifest.mirrors, *manifest.latents.moments_shape), MOMENTS_DTYPE)
+        content = moments.reshape(-1).view(np.uint8)
+        source_index = int(row["source_index"])
+        if storage.pread(file, content, offset) != len(content) or not _has_digests(content, row["digest"]):
+            raise InputError(
+                f"record {key_of(source_index)} of shard '{where}' does not have the digest that was taken when it "
+                f"was written; {WAY_OUT}"
+            )
+        yield Record(source_index, os.fsdecode(row["name"]), int(row["label"]), moments)
+
+
+def _tar_offsets(manifest: Manifest, records: int) -> npt.NDArray[np.int64]:
+    numbers = np.arange(records)
+    return manifest.layout.offsets(numbers, np.zeros_like(numbers))
+
+
+def _has_digests(content: npt.NDArray[np.uint8], digests: npt.NDArray[np.uint64]) -> bool:
+    """Return whether a record's mirrors, one after the other, have these digests."""
+    mirrors = content.reshape(len(digests), -1)
+    return [xxh3_64_intdigest(mirror) for mirror in mirrors] == digests.tolist()
+
+
+def _copy_companions(storage: Storage, work: Path) -> None:
+    for name in _COMPANIONS:
+        try:
+            content = storage.content(name)
+        except FileNotFoundError:
+            continue
+        with atomic_write(work / name) as file:
+            file.write(content)
+
+
+def _the_same(storage: Storage, manifest: Manifest, target: Path, kind: _Kind) -> Manifest:
+    """Return the manifest of a target that is there already, if it is what the source becomes."""
+    if not (target / FILE_NAME).is_file():
+        raise InputError(f"'{target}' is there and is no shard folder; give a folder that does not exist")
+    found, there = read_manifest(target), LocalStorage(target)
+    if replace(found, container=manifest.container, shards=()) != replace(manifest, shards=()) or not (
+        found.container == kind and _same_records(storage, manifest, there, found)
+    ):
+        raise InputError(
+            f"'{target}' holds something else, with fingerprint {found.fingerprint[:12]}; give another folder"
+        )
+    for entry in found.shards:
+        if fault := there.check(File(entry.file, entry.bytes)):
+            raise InputError(f"shard '{target / entry.file}' {fault}; delete '{target}' and run this again")
+    return found
+
+
+def _same_records(storage: Storage, manifest: Manifest, there: Storage, found: Manifest) -> bool:
+    if len(found.shards) != len(manifest.shards):
+        return False
+    for mine, theirs in zip(manifest.shards, found.shards, strict=True):
+        rows, others = read_sidecar(storage, mine), read_sidecar(there, theirs)
+        if not all(np.array_equal(rows[name], others[name]) for name in ("source_index", "label", "digest", "name")):
+            return False
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Have all files on disk before the folder gets its name."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    fsync_folder(folder)
+
+
+def _with_progress(shards: Sequence[ShardEntry]) -> Iterator[ShardEntry]:
+    """Yield shards, showing on stderr how far it is: a bar on a terminal, else a line now and then."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(shards, "converting", console=console, transient=True)
+        return
+    started = said = time.monotonic()
+    for done, shard in enumerate(shards, 1):
+        yield shard
+        if (now := time.monotonic()) - said > _SECONDS_BETWEEN_LINES or done == len(shards):
+            said = now
+            rate = done / (now - started)
+            left = (len(shards) - done) / rate
+            line = f"converted {done}/{len(shards)} shards  {rate:.1f} shards/s  left {left:.0f} s"
+            print(line, file=sys.stderr, flush=True)

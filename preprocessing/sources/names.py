@@ -1,0 +1,47 @@
+"""Names of files and tar members: which are images, which are hidden, and how they are sorted."""
+
+import os
+from pathlib import PurePosixPath
+
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"})
+LIST_ENDINGS = frozenset({".jsonl", ".csv"})
+
+
+def is_image(name: str) -> bool:
+    """Return whether a name ends as an image's does; upper case counts."""
+    return ending_of(name) in IMAGE_ENDINGS
+
+
+def is_list(name: str) -> bool:
+    """Return whether a name ends as a list of images does."""
+    return ending_of(name) in LIST_ENDINGS
+
+
+def is_tar(name: str) -> bool:
+    """Return whether a name ends as an uncompressed tar's does."""
+    return ending_of(name) == ".tar"
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, as what a Mac leaves beside each file."""
+    return name.startswith(".")
+
+
+def ending_of(name: str) -> str:
+    """Return the last ending of a name in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million names)
+
+
+def base_of(name: str) -> str:
+    """Return a member's or a file's name without its folders."""
+    return name.rpartition("/")[2]
+
+
+def to_bytes(name: str) -> bytes:
+    """Return a name as the file system has it; names that are not UTF-8 come back as they were."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def tidy(path: str) -> str:
+    """Return a relative path without ``.`` and ``//``; ``..`` stays, which may lead through a symbolic link."""
+    return str(PurePosixPath(path))
