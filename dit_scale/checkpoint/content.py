@@ -1,0 +1,56 @@
+"""The state that a checkpoint holds, and digests of it that do not depend on who holds what."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dit_scale.distributed.fragments import Fragment
+
+
+@dataclass(frozen=True)
+class State:
+    """One rank's part of what training changes."""
+
+    shapes: Mapping[str, torch.Size]
+    """Of all parameters, whole."""
+    owned: Sequence[Fragment]
+    """The fragments that this rank writes; over all ranks they cover every parameter once."""
+    kinds: Mapping[str, Sequence[Tensor]]
+    """By kind (master, exp_avg, exp_avg_sq, ema, …) one tensor for each owned fragment."""
+    adam_step: int
+    """Updates that Adam has counted."""
+
+    def num_bytes(self) -> int:
+        """Bytes of the whole state over all ranks, as stored."""
+        return 4 * len(self.kinds) * sum(shape.numel() for shape in self.shapes.values())
+
+
+def content_digests(state: State, group: Any = None) -> dict[str, dict[str, str]]:
+    """Return a digest of each parameter of each kind that does not depend on who holds what (collective).
+
+    An order-free sum over (index, bits) modulo 2^64: every single changed element changes it.
+    """
+    names = list(state.shapes)
+    rows = {(kind, name): row for row, (kind, name) in enumerate((k, n) for k in state.kinds for n in names)}
+    sums = torch.zeros(len(rows), dtype=torch.int64)
+    for kind, tensors in state.kinds.items():
+        for fragment, tensor in zip(state.owned, tensors, strict=True):
+            sums[rows[kind, fragment.name]] += sum(_digest_parts(tensor, fragment.offset))
+    if dist.get_backend(group) == "nccl":
+        sums = sums.cuda()
+    dist.all_reduce(sums, group=group)
+    values = sums.tolist()
+    return {kind: {name: f"{values[rows[kind, name]] % (1 << 64):016x}" for name in names} for kind in state.kinds}
+
+
+def _digest_parts(tensor: Tensor, offset: int) -> Iterator[Tensor]:
+    """Sum bits times an odd number made of the index, in blocks that bound the memory."""
+    for start, block in enumerate(tensor.detach().float().split(1 << 22)):
+        first = offset + (start << 22)
+        index = torch.arange(first, first + block.numel(), device=block.device)
+        weight = (index * 0x2545F4914F6CDD1D) | 1
+        yield (block.contiguous().view(torch.int32).long() * weight).sum().cpu()
