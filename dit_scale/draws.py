@@ -23,6 +23,7 @@ class Stream(IntEnum):
     LABEL_DROPOUT = 5
     INITIAL_NOISE = 6
     STEP_NOISE = 7
+    LABEL = 8
 
 
 def _signed(value: int) -> int:

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend."""
+"""Errors that are told in one sentence: what the user can mend, and what went wrong around the program."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,17 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class Failure(RuntimeError):
+    """Storage that stalls, a full disk, a process that was killed: one sentence with what happened and the way out.
+
+    The command line prints it without a traceback and exits with status 1.
+    """
+
+
+class NonFinite(Failure):
+    """A loss or a gradient that is no number, or far beyond what is usual, and a policy that ends the run for it."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

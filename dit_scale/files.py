@@ -10,11 +10,11 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from dit_scale.errors import InputError
+from dit_scale.errors import Failure, InputError
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,33 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):  # on a file system that may not be written to, which the first error says
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that appears at ``path`` only once it is complete; raises InputError where something is there.
+
+    The temporary name holds host and process; it is removed on failure.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"'{path}' is there already; remove it, or give another path")
+    make_writable_folder(path.parent, "folder")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for place in (*temporary.rglob("*"), temporary):
+            fsync_folder(place)
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            remove(temporary)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,8 +98,44 @@ def exclusive_lock(path: Path, refusal: str, patience_seconds: float = 15.0) -> 
         yield
 
 
+def holder_of(path: Path) -> str | None:
+    """Return who holds a lock file of ``exclusive_lock``, or None where nobody does."""
+    if not path.is_file():
+        return None
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "another process"
+        except OSError:
+            return None  # no locks on this file system
+    return None
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that a disk, or its owner's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def full_disk_explained(what: str, again: str = "which goes on with what is missing") -> Iterator[None]:
+    """Turn a full disk into one sentence about ``what``, and about what running ``again`` does."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise Failure(f"{what} has no room left ({error.strerror}); make some and run this again, {again}") from error
+
+
+def is_from_dead_process(temporary: Path) -> bool:
+    """Whether a file that ``atomic_write`` had begun belongs to a process of this host that lives no more."""
+    host, _, pid = temporary.name.removesuffix(".tmp").rpartition("-")
+    return host.endswith(f".{socket.gethostname()}") and not Path(f"/proc/{pid}").exists()
+
+
 def fsync_folder(folder: Path) -> None:
-    """Make a rename inside ``folder`` survive a power cut."""
+    """Make a rename inside ``folder`` (or what a file holds) survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

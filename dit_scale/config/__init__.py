@@ -16,6 +16,7 @@ from dit_scale.config.schema import (
     SourceConfig,
     TrainSection,
     WandbConfig,
+    WatchdogConfig,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "SourceConfig",
     "TrainSection",
     "WandbConfig",
+    "WatchdogConfig",
     "config_from",
     "describe",
     "get",

@@ -24,12 +24,20 @@ _AT_LEAST: dict[str, float] = {
     "train.warmup_steps": 0,
     "train.weight_decay": 0.0,
     "data.prefetch_batches": 1,
+    "data.request_batches": 0,
+    "data.shuffle_block_records": 0,
+    "data.shuffle_window_blocks": 1,
+    "data.patience_seconds": 0.0,
+    "validation.every_steps": 0,
+    "validation.num_images": 1,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 1,
     "preview.every_steps": 0,
     "preview.samples_per_class": 1,
     "preview.num_sampling_steps": 1,
     "log.every_steps": 1,
+    "watchdog.step_seconds": 0.0,
+    "watchdog.long_seconds": 0.0,
     "engine.checkpoint_every_blocks": 0,
     "engine.bucket_elements": 1,
     "image_size": 8,
@@ -42,7 +50,7 @@ _AT_LEAST: dict[str, float] = {
     "autoencoder.pca_channels": 1,
     "autoencoder.pca_fit_images": 1,
 }
-_BELOW_ONE = ("train.ema_decay", "train.beta1", "train.beta2", "model.label_dropout")
+_BELOW_ONE = ("data.held_out_fraction", "train.ema_decay", "train.beta1", "train.beta2", "model.label_dropout")
 
 
 def load_config(schema: type[T], path: str | Path | None, overrides: list[str] | None = None) -> T:

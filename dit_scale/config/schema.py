@@ -1,7 +1,7 @@
 """Every setting, with its default and a sentence about it."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from omegaconf import MISSING
 
@@ -11,9 +11,15 @@ from omegaconf import MISSING
 @dataclass(frozen=True)
 class SourceConfig:
     path: str = MISSING
-    """Folder of class folders, or folder (or file) of webdataset tars of images."""
-    format: Literal["auto", "folders", "tars"] = "auto"
+    """Folder of class folders or of webdataset tars, a tar (ImageNet's own train.tar too), or a .jsonl or .csv list."""
+    format: Literal["auto", "folders", "flat", "tars", "class_tars", "list"] = "auto"
     """How the images are stored; auto looks at what lies in the path."""
+    labels: str | None = None
+    """Labels of a flat folder or tar (a validation set): a line an image, LABEL in the names' order, or NAME LABEL."""
+    class_names: str | None = None
+    """Class order: a text file, a name a line, or another shard folder; null sorts the names (for ImageNet, wnids)."""
+    exif_rotation: bool = False
+    """Turn images as their EXIF orientation says; the published recipe does not."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,12 @@ class AutoencoderConfig:
     """Latent scale, one number or one a channel; null takes the model's own (PCA: 1 / rms)."""
     shift: tuple[float, ...] | None = None
     """Latent shift, one number or one a channel; null takes the model's own."""
+    measure_scale: bool = False
+    """Take scale and shift, per channel, from the latents' measured mean and standard deviation instead."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoder."""
+    compile: bool = False
+    """Compile the encoder with torch.compile, which pays for long encodings on GPUs."""
     pca_patch_size: int = 8
     """Side of the square image patch that the PCA codec turns into one latent pixel."""
     pca_channels: int = 4
@@ -105,16 +115,36 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    path: str = MISSING
-    """Shard folder, as `dit-scale encode` writes it."""
+    path: Any = MISSING
+    """Shard folder, here or in object storage (s3://…); or several, each with its share: {folder: weight, …}."""
+    class_names: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Classes of several folders to rename, {folder: {its name: name here}}; equal names are one class."""
+    held_out_fraction: float = 0.0
+    """Part of the records, chosen by the hash of their keys, kept from training for the validation loss."""
     mirror: bool = True
     """Take the mirror image's moments for half of the records, drawn anew each time."""
     verify: bool = True
     """Check each record's digest whenever it is read."""
+    on_damage: Literal["stop", "set_aside"] = "stop"
+    """A damaged record stops the run, or is left out of its step and reported in set-aside-rankN.jsonl."""
     check_scale: bool = True
     """Refuse latents whose root mean square after scaling is below 1/4 or above 4: a wrong scale."""
+    check_fingerprint: bool = True
+    """Refuse to go on with other records than the run began with."""
+    shuffle_block_records: int = 0
+    """Shuffle blocks of so many neighbouring records, for cold or networked storage; 0 shuffles all records."""
+    shuffle_window_blocks: int = 64
+    """Blocks whose records are shuffled among each other, where blocks are shuffled."""
     prefetch_batches: int = 4
     """Batches read ahead."""
+    request_batches: int = 64
+    """How many batches ahead shards are fetched from object storage."""
+    cache: str | None = None
+    """Folder on each node for shards from object storage; null takes one below the temporary folder."""
+    cache_bytes: int | None = None
+    """Most bytes in it, the least recently read going first; null keeps all."""
+    patience_seconds: float = 600.0
+    """How long storage may stall before the run ends with an error."""
     record_keys: bool = False
     """Write the keys of the records that each rank consumed to keys-rankN.jsonl."""
 
@@ -144,7 +174,17 @@ class TrainSection:
     max_grad_norm: float | None = None
     """Gradients longer than this are scaled down to it; null never clips."""
     ema_decay: float = 0.9999
-    """Decay of the exponential moving average of the weights."""
+    """Decay of the exponential moving average of the weights, which previews and samples show."""
+    extra_ema_decays: tuple[float, ...] = ()
+    """Decays of further averages, kept in checkpoints and sampled with --weights ema-DECAY."""
+    power_ema_widths: tuple[float, ...] = ()
+    """Relative widths of power-function averages (arXiv 2312.02696), such as 0.05, 0.1: --weights post-hoc-WIDTH."""
+    on_bad_step: Literal["skip", "roll_back", "stop"] = "skip"
+    """Not finite, or a spike: leave the update out; go to the last checkpoint and on without that batch; or end."""
+    spike_factor: float = 0.0
+    """A gradient norm above so many times the median of the last 100 is a spike; 0 takes none for one."""
+    max_bad_steps: int = 10
+    """Bad steps among the last 1,000; one more ends the run."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +211,18 @@ class CheckpointConfig:
     """Steps between checkpoints; one is always written at the end."""
     keep: int = 3
     """Newest checkpoints that stay."""
+    keep_every_steps: int = 0
+    """Checkpoints of every so many steps stay for ever; 0 is none."""
+    keep_best: int = 0
+    """Checkpoints with the least best_by that stay, too."""
+    best_by: str = "validation_loss"
+    """The metric that keep_best compares; it must be measured at the steps of checkpoints."""
+    in_background: bool = True
+    """Write while training goes on, from a copy in host memory (4 bytes a number: 16 a parameter over all ranks)."""
+    time_limit_margin_seconds: float = 60.0
+    """Stop, saved, so long (and twice what a save takes) before the job's time limit, if no signal came earlier."""
+    retry_seconds: float = 60.0
+    """After a save that failed (a full disk), how long until the next try."""
 
 
 @dataclass(frozen=True)
@@ -190,9 +242,25 @@ class PreviewConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    every_steps: int = 0
+    """Steps between validation losses over the held-out records (data.held_out_fraction); 0 takes none."""
+    num_images: int = 10_000
+    """Most held-out images in one."""
+
+
+@dataclass(frozen=True)
 class LogConfig:
     every_steps: int = 100
     """Steps between console lines; metrics.jsonl has a line for every step."""
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    step_seconds: float = 600.0
+    """A rank that stays so long in a step's data or computation, or gives no sign of life, ends the run; 0 is never."""
+    long_seconds: float = 3600.0
+    """The same for setting up (with the first step, which compiles), saving, validation and previews; 0 is never."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +290,9 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
@@ -238,6 +308,9 @@ FIXED_FOR_A_RUN = (
     "model.learn_sigma",
     "diffusion",
     "data.mirror",
+    "data.held_out_fraction",
+    "data.shuffle_block_records",
+    "data.shuffle_window_blocks",
     "train.global_batch_size",
     "engine.precision",
 )

@@ -55,10 +55,9 @@ def build_engine(
     Collective. ``world`` must have joined its process group. Raises InputError for what DeepSpeed refuses or
     gets wrong.
     """
-    _check(engine)
+    check_engine(engine)
     deepspeed = _import_deepspeed()
-    for key, value in (("RANK", world.rank), ("WORLD_SIZE", world.world_size), ("LOCAL_RANK", world.local_rank)):
-        os.environ[key] = str(value)  # DeepSpeed reads these; under srun nobody else sets them
+    world.export()  # DeepSpeed reads torchrun's variables; under srun nobody else sets them
     # DeepSpeed takes the device from LOCAL_RANK; with one visible GPU a process that is number 0.
     if device.startswith("cuda"):
         os.environ["LOCAL_RANK"] = device.partition(":")[2]
@@ -118,7 +117,8 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def _check(engine: EngineConfig) -> None:
+def check_engine(engine: EngineConfig) -> None:
+    """Refuse what DeepSpeed refuses or gets wrong with an InputError."""
     if engine.zero_stage == 0 and engine.precision == "bf16":
         raise InputError(
             "engine.zero_stage=0 with engine.precision=bf16 makes DeepSpeed take a wrong Adam step; "

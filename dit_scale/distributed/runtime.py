@@ -1,6 +1,7 @@
 """Ranks, devices, start and stop; the one module that reads a launcher's environment variables."""
 
 import ctypes
+import multiprocessing
 import os
 import re
 import signal
@@ -8,8 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from dit_scale.errors import InputError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and not every command needs it
+    from torch.distributed import Store
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,55 @@ class World:
                 node_rank=node_rank,
             )
         return cls()
+
+    def export(self) -> None:
+        """Set torchrun's variables to this world, for libraries that read them and for ``from_environment``."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+        values = (self.rank, self.world_size, self.local_rank, self.local_world_size, self.node_rank)
+        os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})
+
+
+@dataclass(frozen=True)
+class ArrayElement:
+    """Which element of a Slurm job array this process belongs to."""
+
+    index: int
+    count: int
+
+
+def array_element() -> ArrayElement:
+    """Return this process's element of a Slurm job array; outside of one, the only element of one."""
+    if "SLURM_ARRAY_TASK_ID" not in os.environ:
+        return ArrayElement(0, 1)
+    count = max(1, _integer("SLURM_ARRAY_TASK_COUNT"))
+    step = max(1, _integer("SLURM_ARRAY_TASK_STEP"))
+    place = (_integer("SLURM_ARRAY_TASK_ID") - _integer("SLURM_ARRAY_TASK_MIN")) // step
+    return ArrayElement(place % count, count)  # an array may be a list with gaps
+
+
+@dataclass(frozen=True)
+class LauncherJob:
+    """The batch job that this process runs in."""
+
+    number: str | None
+    """Null outside of a batch system."""
+    restart: int
+    """How often the batch system has begun it anew."""
+
+
+def launcher_job() -> LauncherJob:
+    """Return the Slurm job around this process."""
+    return LauncherJob(os.environ.get("SLURM_JOB_ID"), _integer("SLURM_RESTART_COUNT"))
+
+
+def max_restarts() -> int:
+    """Return how often a job may be requeued."""
+    return _integer("DIT_SCALE_MAX_RESTARTS") if os.environ.get("DIT_SCALE_MAX_RESTARTS") else 100
+
+
+def job_end_time() -> float | None:
+    """Return when this job's time limit strikes, in seconds since 1970, where a launcher says so."""
+    return float(_integer("DIT_SCALE_END_TIME")) if "DIT_SCALE_END_TIME" in os.environ else None
 
 
 def _integer(name: str) -> int:
@@ -88,28 +142,33 @@ def set_threads(world: World, threads_per_rank: int | None = None) -> int:
 
 
 @contextmanager
-def process_group(world: World, device: str, timeout_seconds: float = 1800.0) -> Iterator[None]:
-    """Join the process group (NCCL on CUDA, gloo on CPU) and leave it at the end."""
+def process_group(world: World, device: str, timeout_seconds: float = 1800.0) -> Iterator["Store"]:
+    """Join the process group (NCCL on CUDA, gloo on CPU) and leave it at the end; yields the store of all ranks."""
     import torch
     import torch.distributed as dist
+    import torch.distributed.distributed_c10d as c10d
 
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     backend = "nccl" if device.startswith("cuda") else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
+    # DeepSpeed makes groups of its own without a time-out; PyTorch's default for those is 10 minutes on NCCL.
+    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout
+    store: Store
     if world.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store = dist.HashStore()
     else:
         _set_rendezvous()
-        dist.init_process_group(
-            backend,
-            init_method="env://",
-            rank=world.rank,
-            world_size=world.world_size,
-            timeout=timeout,
-        )
+        store, _, _ = next(dist.rendezvous("env://", world.rank, world.world_size, timeout=timeout))
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("process_group", store),
+        rank=world.rank,
+        world_size=world.world_size,
+        timeout=timeout,
+    )
     try:
-        yield
+        yield store
     finally:
         dist.destroy_process_group()
 
@@ -128,7 +187,8 @@ def _set_rendezvous() -> None:
 def die_with_parent() -> None:
     """Have the kernel kill this process when the one that started it dies (torchrun killed leaves no orphans)."""
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG, <sys/prctl.h>
-    parent = os.getppid()
+    started_by = multiprocessing.parent_process()
+    parent = started_by.pid if started_by else os.getppid()  # it may have died since it started this one
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
         os.kill(os.getpid(), signal.SIGKILL)

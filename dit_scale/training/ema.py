@@ -1,4 +1,6 @@
-"""An exponential moving average of the weights, fp32, sharded as the optimizer state is."""
+"""Exponential moving averages of the weights, fp32, sharded as the optimizer state is."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -7,17 +9,17 @@ from dit_scale.distributed.fragments import OptimizerState, gather
 
 
 class ShardedEMA:
-    """This rank's part of the average: 4 bytes a parameter over all ranks, no communication to update."""
+    """This rank's part of an average: 4 bytes a parameter over all ranks, no communication to update."""
 
-    def __init__(self, state: OptimizerState, decay: float):
-        self._state = state
-        self.decay = decay
+    def __init__(self, state: OptimizerState, decay_at: Callable[[int], float]):
+        """Begin with the weights; ``decay_at`` gives the decay at an update, counted from 1."""
+        self._state, self._decay_at = state, decay_at
         self.tensors = [weights.clone() for weights in self._weights()]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move by one step: ``ema = decay * ema + (1 - decay) * weights``."""
-        torch._foreach_lerp_(self.tensors, self._weights(), 1.0 - self.decay)
+    def update(self, number: int) -> None:
+        """Move by update ``number``: ``ema = decay * ema + (1 - decay) * weights``."""
+        torch._foreach_lerp_(self.tensors, self._weights(), 1.0 - self._decay_at(number))
 
     def gather(self, device: torch.device | str) -> dict[str, Tensor]:
         """Return the whole average, by parameter name, on every rank (collective)."""

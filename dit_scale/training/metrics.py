@@ -1,37 +1,71 @@
 """What a run reports: metrics.jsonl, the console, wandb; cut back to the checkpoint after a kill."""
 
 import json
+import logging
 import netrc
 import os
 import secrets
 import time
 from collections import deque
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from dit_scale.config import Config, WandbConfig, resolved
-from dit_scale.files import atomic_write
+from dit_scale.files import atomic_write, is_full
 
-METRICS = "metrics.jsonl"
 Mode = Literal["online", "offline", "disabled"]
+
+log = logging.getLogger(__name__)
+
+
+def say(text: str) -> None:
+    """Print a line; a log that has no room, or that nobody reads any more, stops no training."""
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 class Lines:
-    """A file of JSON lines that is appended to, each line whole as soon as it is written."""
+    """A file of JSON lines that is appended to, each line whole as soon as it is written.
+
+    On a full disk the lines wait in memory, and are written when there is room.
+    """
 
     def __init__(self, path: Path):
-        self._file = path.open("a")
+        self._path = path
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._waiting = b""
+        self._is_full = False
 
     def write(self, value: dict[str, Any]) -> None:
         """Append one line."""
-        self._file.write(json.dumps(value) + "\n")
-        self._file.flush()
+        self._waiting += (json.dumps(value) + "\n").encode()
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._descriptor, self._waiting) :]
+            self._is_full = False
+        except OSError as error:
+            if not is_full(error):
+                raise
+            if not self._is_full:
+                log.error("no room for '%s' (%s): its lines wait in memory", self._path, error.strerror)
+            self._is_full = True
+
+    def sync(self) -> None:
+        """Have what was written on disk."""
+        self._write_waiting()
+        os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Close the file; what was written is on disk."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        self.sync()
+        if self._waiting:
+            log.error("lines of '%s' are lost: there was no room for them", self._path)
+        os.close(self._descriptor)
 
 
 def cut_back(path: Path, step: int) -> None:
@@ -65,14 +99,15 @@ class Console:
             return
         count = len(self._recent)
         seconds = sum(entry["step_seconds"] for entry in self._recent) / count
-        loss = sum(entry["loss"] for entry in self._recent) / count
+        losses = [entry["loss"] for entry in self._recent if entry["loss"] is not None]
+        loss = sum(losses) / max(1, len(losses))
+        grad_norm = "none" if metrics["grad_norm"] is None else f"{metrics['grad_norm']:.3f}"
         left = timedelta(seconds=round(seconds * (self._total_steps - step)))
         elapsed = timedelta(seconds=round(time.monotonic() - self._started))
-        print(
-            f"step {step}/{self._total_steps}  loss {loss:.4f}  grad norm {metrics['grad_norm']:.3f}  "
+        say(
+            f"step {step}/{self._total_steps}  loss {loss:.4f}  grad norm {grad_norm}  "
             f"rate {metrics['learning_rate']:.1e}  {metrics['images_per_second']:.0f} images/s  "
-            f"elapsed {elapsed}  left {left}",
-            flush=True,
+            f"elapsed {elapsed}  left {left}"
         )
 
 

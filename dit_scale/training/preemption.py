@@ -3,15 +3,11 @@
 Imports neither torch nor DeepSpeed, so that the handlers can be installed before those seconds begin.
 """
 
-import json
 import signal
-from pathlib import Path
+import time
 from types import FrameType
 
-from dit_scale.files import write_json
-
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-MARKER = "stopped"
 
 
 class StopRequest:
@@ -31,23 +27,22 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal_name = self.signal_name or signal.Signals(number).name
 
+    def ask(self, reason: str) -> None:
+        """Ask for a stop for another reason than a signal."""
+        self.signal_name = self.signal_name or reason
+
     def __bool__(self) -> bool:
         return self.signal_name is not None
 
 
-def write_marker(run_dir: Path, reason: str, step: int) -> None:
-    """Say that the run stopped on request with everything saved; a launcher requeues on this file."""
-    write_json(run_dir / MARKER, {"reason": reason, "step": step})
+class TimeLimit:
+    """When this job ends, and whether the time that is left is still more than a save needs."""
 
+    def __init__(self, end_time: float | None, margin_seconds: float):
+        self._end_time, self._margin_seconds = end_time, margin_seconds
 
-def clear_marker(run_dir: Path) -> str | None:
-    """Remove the marker of an earlier stop and return its reason."""
-    path = run_dir / MARKER
-    if not path.is_file():
-        return None
-    try:
-        reason = json.loads(path.read_text()).get("reason")
-    except ValueError:
-        reason = None
-    path.unlink()
-    return reason
+    def is_near(self, save_seconds: float, step_seconds: float) -> bool:
+        """Whether to save now; ``save_seconds`` is what the longest save took, or is expected to take."""
+        if self._end_time is None:
+            return False
+        return self._end_time - time.time() < 2.0 * save_seconds + 2.0 * step_seconds + self._margin_seconds

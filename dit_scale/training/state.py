@@ -1,40 +1,57 @@
-"""All that training changes: master weights, Adam's moments and the EMA; saved and restored as one."""
+"""All that training changes: master weights, Adam's moments and the EMAs; saved and restored as one."""
 
-from collections.abc import Mapping
-from pathlib import Path
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dit_scale import checkpoint as checkpoints
-from dit_scale.checkpoint import Checkpoint, Description
+from dit_scale.checkpoint import Checkpoint, State, content_digests
+from dit_scale.checkpoint.post_hoc import decay_at, gamma_of, power_kind
+from dit_scale.config import TrainSection
 from dit_scale.distributed.fragments import ADAM_MOMENTS, OptimizerState
-from dit_scale.distributed.runtime import World
 from dit_scale.training.ema import ShardedEMA
+
+EMA = "ema"
+"""The kind under which a checkpoint keeps the average that previews and samples show."""
+
+log = logging.getLogger(__name__)
 
 
 class TrainingState:
     """The fp32 state of a run on this rank, in fragments of named parameters."""
 
-    def __init__(self, optimizer: OptimizerState, ema_decay: float):
+    def __init__(self, optimizer: OptimizerState, train: TrainSection):
         self.optimizer = optimizer
-        self.ema = ShardedEMA(optimizer, ema_decay)
+        self._num_updates = 0
+        self._decays = _decays_of(train)
+        self._begin_emas()
+
+    @property
+    def ema(self) -> ShardedEMA:
+        """The average that previews and samples show."""
+        return self.emas[EMA]
+
+    def update_emas(self) -> None:
+        """Move every average by one step."""
+        self._num_updates += 1
+        for ema in self.emas.values():
+            ema.update(self._num_updates)
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin with fp32 weights, which the engine may have rounded to bf16; the EMA begins with them, too."""
+        """Begin with fp32 weights, which the engine may have rounded to bf16; the EMAs begin with them, too."""
         master = self.optimizer.master
         for fragment in self.optimizer.held:
             whole = weights[fragment.name].flatten()
             fragment.of(master).copy_(whole.narrow(0, fragment.offset, fragment.numel))
         self.optimizer.publish()
-        self.ema = ShardedEMA(self.optimizer, self.ema.decay)
+        self._begin_emas()
 
-    def save(self, folder: Path, description: Description, world: World) -> Path:
-        """Write a checkpoint (collective)."""
+    def part(self) -> State:
+        """Return this rank's part, as it is now, for a checkpoint."""
         optimizer = self.optimizer
-        return checkpoints.save(
-            folder, description, optimizer.shapes, optimizer.owned, self._kinds(), optimizer.adam_step, world
-        )
+        return State(optimizer.shapes, optimizer.owned, self._kinds(), optimizer.adam_step)
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -46,9 +63,13 @@ class TrainingState:
             flats = optimizer.flats(kind)
             for fragment in optimizer.held:
                 fragment.of(flats).copy_(checkpoint.read(kind, fragment.name, fragment.offset, fragment.numel))
-        for fragment, tensor in zip(optimizer.owned, self.ema.tensors, strict=True):
-            tensor.copy_(checkpoint.read("ema", fragment.name, fragment.offset, fragment.numel))
-        optimizer.adam_step = checkpoint.adam_step
+        for kind, ema in self.emas.items():
+            if kind not in checkpoint.kinds:
+                log.warning("checkpoint %s has no %s: it begins with the %s there", checkpoint.folder.name, kind, EMA)
+            saved_as = kind if kind in checkpoint.kinds else EMA
+            for fragment, tensor in zip(optimizer.owned, ema.tensors, strict=True):
+                tensor.copy_(checkpoint.read(saved_as, fragment.name, fragment.offset, fragment.numel))
+        optimizer.adam_step = self._num_updates = checkpoint.adam_step
         optimizer.publish()
         self._verify(checkpoint)
 
@@ -59,11 +80,34 @@ class TrainingState:
         for kind in ("master", *ADAM_MOMENTS):
             flats = optimizer.flats(kind)
             kinds[kind] = [fragment.of(flats) for fragment in optimizer.owned]
-        return kinds | {"ema": self.ema.tensors}
+        return kinds | {kind: ema.tensors for kind, ema in self.emas.items()}
+
+    def _begin_emas(self) -> None:
+        self.emas = {kind: ShardedEMA(self.optimizer, decay_at) for kind, decay_at in self._decays.items()}
 
     def _verify(self, checkpoint: Checkpoint) -> None:
-        loaded = checkpoints.content_digests(self.optimizer.owned, self._kinds(), list(self.optimizer.shapes))
+        loaded = content_digests(self.part())
         for kind, digests in checkpoint.content_digests.items():
             for name, digest in digests.items():
-                if loaded[kind][name] != digest:
+                if kind in loaded and loaded[kind][name] != digest:
                     raise RuntimeError(f"{kind} of {name} is not what checkpoint '{checkpoint.folder}' saved")
+
+
+def ema_kind(decay: float) -> str:
+    """Return the kind under which a checkpoint keeps a further average."""
+    return f"{EMA}-{decay:g}"
+
+
+def _decays_of(train: TrainSection) -> dict[str, Callable[[int], float]]:
+    """Return, by kind, the decay of each average at an update counted from 1."""
+    decays: dict[str, Callable[[int], float]] = {}
+    constant = {EMA: train.ema_decay} | {ema_kind(decay): decay for decay in train.extra_ema_decays}
+    for kind, decay in constant.items():
+        decays[kind] = partial(_constant, decay=decay)
+    for width in train.power_ema_widths:
+        decays[power_kind(width)] = partial(decay_at, gamma=gamma_of(width))
+    return decays
+
+
+def _constant(update: int, decay: float) -> float:
+    return decay

@@ -13,6 +13,7 @@ from dit_scale.config import TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import Objective
 from dit_scale.distributed.engine import BatchPlan, set_learning_rate
+from dit_scale.distributed.gate import UpdateGate
 from dit_scale.draws import Stream
 from dit_scale.latents import LatentSpec, sample_latent
 
@@ -40,12 +41,12 @@ class Problem:
 
 
 def train_step(
-    engine: Any, problem: Problem, batch: Batch, plan: BatchPlan, learning_rate: float
-) -> tuple[Tensor, Tensor]:
-    """Update the weights once from this rank's part of a global batch.
+    engine: Any, gate: UpdateGate, problem: Problem, batch: Batch, plan: BatchPlan, learning_rate: float
+) -> tuple[Tensor, bool]:
+    """Update the weights once from this rank's part of a global batch, unless the gate discards the update.
 
-    Returns this rank's summed loss over its images and the global gradient norm before clipping, both still
-    on the device.
+    Returns the loss of each of this rank's images, [n], still on the device (0 for a record set aside), and whether
+    there was an update.
     """
     set_learning_rate(engine, learning_rate)
     dtype = next(engine.module.parameters()).dtype
@@ -53,23 +54,25 @@ def train_step(
     def denoiser(noised_latent: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
         return engine(noised_latent.to(dtype), timestep, label)
 
-    loss_sum = torch.zeros((), device=engine.device)
-    grad_norm = None
+    is_whole = torch.ones(len(batch.positions), device=engine.device)
+    is_whole[list(batch.damaged)] = 0.0  # a record set aside has no part in the step
+    all_losses = []
+    was_updated = False
     for part in plan.micro_batches:
         moments, labels, positions = (
             tensor[part].to(engine.device, non_blocking=True)
             for tensor in (batch.moments, batch.labels, batch.positions)
         )
-        loss = problem.loss(denoiser, moments, labels, positions).sum()
+        losses = problem.loss(denoiser, moments, labels, positions)  # [micro batch]
+        losses = losses * is_whole[part] if batch.damaged else losses
         # DeepSpeed divides by the number of micro steps; the gradient is to be the mean over the rank's images.
-        engine.backward(loss * (plan.gradient_accumulation_steps / plan.batch_size_per_rank))
-        if engine.zero_optimization_stage() == 0 and engine.is_gradient_accumulation_boundary():
-            grad_norm = _grad_norm(engine)  # DeepSpeed reports 0 here
-        engine.step()
-        loss_sum += loss.detach()
-    if grad_norm is None:
-        grad_norm = torch.as_tensor(engine.get_global_grad_norm(), device=engine.device)
-    return loss_sum, grad_norm.float()
+        engine.backward(losses.sum() * (plan.gradient_accumulation_steps / plan.batch_size_per_rank))
+        if engine.is_gradient_accumulation_boundary():
+            was_updated = gate.step()
+        else:
+            engine.step()
+        all_losses.append(losses.detach())
+    return torch.cat(all_losses).float(), was_updated
 
 
 def learning_rate_at(step: int, train: TrainSection) -> float:
@@ -81,7 +84,3 @@ def learning_rate_at(step: int, train: TrainSection) -> float:
     progress = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
     return train.final_learning_rate + (train.learning_rate - train.final_learning_rate) * cosine
-
-
-def _grad_norm(engine: Any) -> Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,40 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dit_scale import checkpoint as checkpoints
 from dit_scale.autoencoder import copy_decoder, load_autoencoder
-from dit_scale.checkpoint import Checkpoint, Description, Position
+from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_good, open_whole
 from dit_scale.config import Config, resolved
-from dit_scale.data.loader import Batch, LatentDataset, Loader
+from dit_scale.data.loader import Batch
 from dit_scale.distributed.engine import build_engine, plan_batches
 from dit_scale.distributed.fragments import OptimizerState
-from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
+from dit_scale.distributed.gate import UpdateGate
+from dit_scale.distributed.runtime import World, device_of, job_end_time, process_group, set_threads
+from dit_scale.errors import NonFinite
+from dit_scale.files import full_disk_explained, is_full
 from dit_scale.interop import load_into, read_weights
 from dit_scale.models import DiT
 from dit_scale.models.flops import peak_flops, training_flops_per_image
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
 from dit_scale.training import run_folder
-from dit_scale.training.metrics import METRICS, Console, Lines, Wandb, cut_back
-from dit_scale.training.preemption import StopRequest, clear_marker, write_marker
+from dit_scale.training.bad_steps import FILE_NAME as BAD_STEPS
+from dit_scale.training.bad_steps import BadSteps, watched
+from dit_scale.training.data import autoencoder_folder, describe, open_dataset, open_loader
+from dit_scale.training.history import Recorder
+from dit_scale.training.markers import STOPPED, write_marker
+from dit_scale.training.memory import out_of_memory_explained
+from dit_scale.training.metrics import say
+from dit_scale.training.phases import Phases
+from dit_scale.training.preemption import StopRequest, TimeLimit
 from dit_scale.training.preview import Preview
+from dit_scale.training.run_log import RunLog
+from dit_scale.training.saving import Saving
 from dit_scale.training.state import TrainingState
 from dit_scale.training.step import Problem, learning_rate_at, train_step
+from dit_scale.training.stragglers import ForwardTime, RankTimes
+from dit_scale.training.validation import Validation
+from dit_scale.training.watchdog import Watchdog
+from dit_scale.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -42,139 +57,258 @@ def train(config: Config, stop: StopRequest) -> None:
     set_threads(world, config.engine.threads_per_rank)
     plan_batches(config.train, world.world_size)  # refuse early what cannot be split
     with ExitStack() as stack:
+        recorder = Recorder(Path(config.run_dir), world, config.engine.zero_stage)
+        stack.enter_context(full_disk_explained(f"run folder '{config.run_dir}'"))
         if world.is_rank_zero:
             stack.enter_context(run_folder.only_writer(Path(config.run_dir)))
-        stack.enter_context(process_group(world, device))
-        trainer = stack.enter_context(Trainer(config, world, device))
-        trainer.run(stop)
+            stack.enter_context(recorder)
+        last_resort_seconds = 1800.0 + 2.0 * config.watchdog.long_seconds  # the watchdog, which says more, is first
+        store = stack.enter_context(process_group(world, device, last_resort_seconds))
+        stack.push(recorder)  # any rank's failure is written down before the ranks part
+        phases = Phases()
+        stack.enter_context(Watchdog(config.watchdog, phases, world, store, Path(config.run_dir)))
+        stack.enter_context(out_of_memory_explained(config, world, device))
+        trainer = stack.enter_context(Trainer(config, world, device, phases))
+        recorder.finish(trainer.run(stop), trainer.position.step)
 
 
 class Trainer:
     """Everything a run needs, built once; ``run`` is the loop."""
 
-    def __init__(self, config: Config, world: World, device: str):
-        self.config, self.world, self.device = config, world, device
+    def __init__(self, config: Config, world: World, device: str, phases: Phases):
+        self.config, self.world, self.device, self.phases = config, world, device, phases
         self.run_dir = Path(config.run_dir)
         self.checkpoints = self.run_dir / "checkpoints"
-        self.dataset = LatentDataset.open(Path(config.data.path))
-        manifest = self.dataset.manifest
-        run_folder.check_scale(manifest, config)
-        self.data_description: dict[str, Any] = {
-            "fingerprint": manifest.fingerprint,
-            "latent": asdict(manifest.latents),
-            "class_names": list(manifest.class_names),
-            "autoencoder": manifest.autoencoder,
-        }
-        found = checkpoints.find_last_good(self.checkpoints, world)
+        self.dataset = open_dataset(config.data)
+        self.data_description = describe(self.dataset)
+        found = find_last_good(self.checkpoints, world)
         if found is not None:
-            run_folder.check_resume(found.description, config, self.data_description)
+            run_folder.check_resume(found, config, self.data_description)
 
         self.plan = plan_batches(config.train, world.world_size)
         objective = objective_of(config.diffusion, config.model.learn_sigma)
         model = self._new_model(is_new_run=found is None)
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         self.flops_per_image = training_flops_per_image(model)
-        self.problem = Problem(objective, manifest.latents, config.seed, config.model.label_dropout, model.null_label)
+        latents = self.dataset.manifest.latents
+        self.problem = Problem(objective, latents, config.seed, config.model.label_dropout, model.null_label)
         self.engine = build_engine(model, config.engine, config.train, self.plan, world, device)
-        self.state = TrainingState(OptimizerState(self.engine), config.train.ema_decay)
+        self.gate = UpdateGate(self.engine)
+        self.rank_times = RankTimes(world, ForwardTime(self.engine.module), config.log.every_steps)
+        train = config.train
+        self.state = TrainingState(OptimizerState(self.engine), train)
         self.position = self._begin(found, weights)
+        grad_norms = [] if found is None else found.description.grad_norms
+        self.bad_steps = BadSteps(self.run_dir, train, world, grad_norms)
+        self.saving = Saving(self.checkpoints, config.checkpoint, world, self.state.part().num_bytes())
+        self.time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
         self.preview = self._new_preview(objective)
-        self._prepare_folder()
+        self.validation = (
+            Validation(self.dataset, self.problem, config, world) if config.validation.every_steps else None
+        )
+        self.measured: dict[str, float] = {}
+        self.log = self._prepare_folder()
+        self.pending: _Report | None = None
+        self.reason: str | None = None
         self.step_ended = time.monotonic()
 
-    def run(self, stop: StopRequest) -> None:
-        """Step until done or asked to stop; a step's numbers are read one step late, so as not to wait for them."""
-        total = self.config.train.steps
-        reason: str | None = None
-        pending: _Report | None = None
-        with self._loader() as batches:
-            while self.position.step < total and reason is None:
-                report = self._step(next(batches), stop)
-                reason, pending = self._settle(pending), report
-                if reason is not None or self._is_due(self.position.step):
-                    reason, pending = self._settle(pending) or reason, None
-                    self._save_and_draw(last=self.position.step == total or reason is not None)
-        if reason is not None and self.position.step < total and self.world.is_rank_zero:
-            write_marker(self.run_dir, reason, self.position.step)
-            print(f"stopped on {reason} at step {self.position.step}, everything saved", flush=True)
+    def run(self, stop: StopRequest) -> str | None:
+        """Step until done, or asked to stop: then return why; going back where a bad step asks for that."""
+        while True:
+            try:
+                self._run(stop)
+                break
+            except _RollBack as bad:
+                self._go_back(bad)
+        if self.reason is None or self.position.step >= self.config.train.steps:
+            return None
+        if self.world.is_rank_zero:
+            write_marker(self.run_dir, STOPPED, {"reason": self.reason, "step": self.position.step})
+            say(f"stopped on {self.reason} at step {self.position.step}, everything saved")
+        return self.reason
+
+    def _run(self, stop: StopRequest) -> None:
+        """Step; a step's numbers are read one step late, so as not to wait for them."""
+        start = self.position.images_seen
+        with open_loader(self.dataset, self.config, self.world, start, self.device.startswith("cuda")) as batches:
+            while self.position.step < self.config.train.steps and self.reason is None:
+                with self.phases("data", step=self.position.step + 1):
+                    batch = next(batches)
+                with self.phases("compute"):
+                    report = self._step(batch, stop)
+                    self._settle()
+                    self.pending = report
+                    if is_due := self._is_due():
+                        self._settle()
+                if is_due:
+                    self._validate()
+                    self._save()
+                    self._draw()
 
     def _step(self, batch: Batch, stop: StopRequest) -> "_Report":
         """Take one step and start summing its numbers over ranks."""
-        rate = learning_rate_at(self.position.step, self.config.train)
-        loss_sum, grad_norm = train_step(self.engine, self.problem, batch, self.plan, rate)
-        self.state.ema.update()
-        self.position = Position(self.position.step + 1, self.position.images_seen + self.plan.global_batch_size)
-        asked = torch.tensor(float(bool(stop)), device=loss_sum.device)
-        numbers = torch.stack((loss_sum.float(), asked))
-        work = dist.all_reduce(numbers, async_op=True)
+        done, step = self.position, self.position.step + 1
+        rate = learning_rate_at(done.step, self.config.train)
+        self.gate.limit = limit = self.bad_steps.limit_at(step)
+        losses, was_updated = train_step(self.engine, self.gate, self.problem, batch, self.plan, rate)
+        grad_norm = self.gate.norm
+        if was_updated:
+            self.state.update_emas()
+            self.bad_steps.note_good(grad_norm)
+        elif self.bad_steps.is_known(step):
+            log.warning("step %d is passed over, as %s says", step, BAD_STEPS)
+        else:
+            self._judge_bad_step(step, batch, limit, grad_norm)
+        self.position = Position(step, done.images_seen + self.plan.global_batch_size)
         now = time.monotonic()
         seconds, self.step_ended = now - self.step_ended, now
-        return _Report(self.position, batch.keys, rate, seconds, numbers, grad_norm, work, stop)
+        if self.world.is_rank_zero and self.time_limit.is_near(self.saving.seconds_expected(), seconds):
+            stop.ask("time_limit")
+        flags = [float(len(batch.damaged)), float(bool(stop)), float(self.saving.wants_retry())]
+        times = self.rank_times.own(self.phases.lap()).to(losses.device, non_blocking=True)
+        numbers = torch.cat((losses.sum().view(1), torch.tensor(flags, device=losses.device), times))
+        work = dist.all_reduce(numbers, async_op=True)
+        return _Report(
+            self.position, batch.keys, batch.damaged, rate, seconds, numbers, grad_norm, was_updated, work, stop
+        )
 
-    def _settle(self, report: "_Report | None") -> str | None:
-        """Read a step's numbers, write them down, and return why to stop if any rank was asked to."""
+    def _settle(self) -> None:
+        """Read the last step's numbers, write them down, and note whether any rank asks for a stop or a save."""
+        report, self.pending = self.pending, None
         if report is None:
-            return None
+            return
         report.work.wait()
-        loss_sum, asked = report.numbers.tolist()
-        loss, grad_norm = loss_sum / self.plan.global_batch_size, report.grad_norm.item()
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise FloatingPointError(
-                f"the loss is {loss} and the gradient norm {grad_norm} at step {report.position.step}; "
-                f"the last checkpoint is from before that"
+        loss_sum, damaged, asked, wants_retry, *times = report.numbers.tolist()
+        loss = loss_sum / max(1.0, self.plan.global_batch_size - damaged)
+        if report.was_updated and not math.isfinite(loss):
+            raise NonFinite(
+                f"the loss is {loss} at step {report.position.step} though its gradient is finite; go on from the last "
+                f"checkpoint, in fp32 if it comes again"
             )
-        if self.keys is not None:
-            self.keys.write({"step": report.position.step, "keys": report.keys})
-        if self.world.is_rank_zero:
-            self._log(report, loss, grad_norm)
-        return (report.stop.signal_name or "a signal to another rank") if asked else None
+        self.log.records(report.position.step, report.keys, report.damaged)
+        self._log(report, loss, times)
+        self.saving.retries_now = wants_retry > 0
+        if asked:
+            self.reason = self.reason or report.stop.signal_name or "a signal to another rank"
 
-    def _log(self, report: "_Report", loss: float, grad_norm: float) -> None:
+    def _log(self, report: "_Report", loss: float, times: list[float]) -> None:
         images_per_second = self.plan.global_batch_size / report.seconds
         peak = peak_flops(self.device, self.config.engine.precision)
         metrics = {
             "step": report.position.step,
             "images_seen": report.position.images_seen,
-            "loss": loss,
-            "grad_norm": grad_norm,
+            "loss": loss if math.isfinite(loss) else None,
+            "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
             "learning_rate": report.learning_rate,
             "step_seconds": report.seconds,
             "images_per_second": images_per_second,
             "mfu": images_per_second * self.flops_per_image / (peak * self.world.world_size) if peak else None,
         }
-        self.lines.write(metrics)
-        self.console.show(metrics)
-        self.wandb.log(metrics)
+        metrics |= self.rank_times.metrics(times)
+        self.log.metrics(metrics if report.was_updated else metrics | {"skipped": True})
+        if line := self.rank_times.line(report.position.step):
+            self.log.ranks(line)
 
-    def _is_due(self, step: int) -> bool:
-        """Whether a checkpoint or a preview follows this step."""
-        config = self.config
-        every = (config.checkpoint.every_steps, config.preview.every_steps)
-        return step == config.train.steps or any(n and step % n == 0 for n in every)
+    # ------------------------------------------------------------ bad steps
 
-    def _save_and_draw(self, last: bool) -> None:
-        step, config = self.position.step, self.config
-        if last or step % config.checkpoint.every_steps == 0:
-            description = Description(self.position, resolved(config), self.data_description, run_folder.versions())
-            self.state.save(self.checkpoints, description, self.world)
-            if self.world.is_rank_zero:
-                checkpoints.prune(self.checkpoints, config.checkpoint.keep)
-        if self.preview is not None and (step == config.train.steps or step % config.preview.every_steps == 0):
-            path = self.preview.draw(self.state.ema, step)
-            if self.world.is_rank_zero:
-                self.wandb.log_picture(path, step)
+    def _judge_bad_step(self, step: int, batch: Batch, limit: float, grad_norm: float) -> None:
+        """Find out what is wrong with a step whose update was discarded, and do as the policy says (collective)."""
+        with watched(self.engine.module) as offender:
+            self.gate.limit = -1.0  # once more, to look on
+            losses, _ = train_step(self.engine, self.gate, self.problem, batch, self.plan, 0.0)
+        suspects = [key for key, loss in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(loss)]
+        what = self.bad_steps.record(step, limit, grad_norm, offender(), suspects)
+        policy = self.config.train.on_bad_step
+        if self.world.is_rank_zero:
+            log.warning("%s: %s", what, "its update is left out" if policy == "skip" else policy.replace("_", " "))
+        if policy == "stop":
+            raise NonFinite(
+                f"{what}; started again the run goes on without that batch; where its data were mended, delete "
+                f"'{self.run_dir / BAD_STEPS}' first"
+            )
+        if policy == "roll_back":
+            self._settle()
+            raise _RollBack(step)
+
+    def _go_back(self, bad: "_RollBack") -> None:
+        """Load the last good checkpoint; the bad step is passed over when it comes again (collective)."""
+        self.saving.finish()
+        found = find_last_good(self.checkpoints, self.world)
+        if found is None:
+            log.warning("no checkpoint to go back to from step %d: only its update is left out", bad.step)
+            if self.reason is not None:
+                self._save()
+            return
+        self.state.restore(found)
+        self.position = found.description.position
+        self.bad_steps.go_back(found.description.grad_norms)
+        self.log.cut_back(self.position.step)
+        if self.world.is_rank_zero:
+            say(f"back at {found.folder.name}; step {bad.step} will be passed over")
+        self.step_ended = time.monotonic()
+
+    # ------------------------------------------------------------ between steps
+
+    def _is_due(self) -> bool:
+        """Whether a checkpoint, a preview or a validation follows this step."""
+        config, step = self.config, self.position.step
+        every = (config.checkpoint.every_steps, config.preview.every_steps, config.validation.every_steps)
+        is_last = self.reason is not None or step == config.train.steps
+        return is_last or self.saving.retries_now or any(n and step % n == 0 for n in every)
+
+    def _validate(self) -> None:
+        """Take and log the validation loss where one follows this step."""
+        step, self.measured = self.position.step, {}
+        if self.validation is None or step % self.config.validation.every_steps:
+            return
+        with self.phases("validation"):
+            loss = self.validation.loss(self.engine)
+        self.measured = {"validation_loss": loss}
+        self.log.validation(step, loss, self.validation.num_images)
+        self.step_ended = time.monotonic()
+
+    def _save(self) -> None:
+        """Save where it is time to; what is written at the end is waited for."""
+        step = self.position.step
+        is_last = self.reason is not None or step == self.config.train.steps
+        if is_last or self.saving.retries_now or step % self.config.checkpoint.every_steps == 0:
+            description = Description(
+                self.position,
+                resolved(self.config),
+                self.data_description,
+                versions(),
+                self.measured,
+                self.bad_steps.grad_norms,
+            )
+            with self.phases("save"):
+                self.log.sync()
+                self.saving.save(description, self.state)
+                if is_last:
+                    self.saving.finish(or_fail=True)
         self.step_ended = time.monotonic()  # saving and drawing are not part of the next step's time
+
+    def _draw(self) -> None:
+        step, every = self.position.step, self.config.preview.every_steps
+        if self.preview is not None and (step == self.config.train.steps or step % every == 0):
+            with self.phases("preview"):
+                try:
+                    self.log.picture(self.preview.draw(self.state.ema, step), step)
+                except OSError as error:
+                    if not is_full(error):
+                        raise
+                    log.error("no room for the preview of step %d; training goes on", step)
+        self.step_ended = time.monotonic()
 
     # ------------------------------------------------------------ setting up
 
     def _new_model(self, is_new_run: bool) -> DiT:
-        manifest, config = self.dataset.manifest, self.config
+        config = self.config
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            model = model_of(config.model, manifest.latents, len(manifest.class_names))
+            model = model_of(config.model, self.dataset.manifest.latents, len(self.dataset.class_names))
         if is_new_run and config.init_from is not None:
             origin = Path(config.init_from)
-            weights = checkpoints.open_whole(origin).whole("ema") if origin.is_dir() else read_weights(origin)
+            weights = open_whole(origin).whole("ema") if origin.is_dir() else read_weights(origin)
             load_into(model, weights, config.init_from)
         return model
 
@@ -192,53 +326,41 @@ class Trainer:
         if self.config.preview.every_steps == 0:
             return None
         manifest = self.dataset.manifest
-        autoencoder = load_autoencoder(manifest.autoencoder, folder=Path(self.config.data.path), device=self.device)
+        autoencoder = load_autoencoder(
+            manifest.autoencoder, folder=autoencoder_folder(self.dataset), device=self.device
+        )
         return Preview(
-            self.config, objective, manifest.latents, list(manifest.class_names), autoencoder, self.world, self.device
+            self.config,
+            objective,
+            manifest.latents,
+            list(self.dataset.class_names),
+            autoencoder,
+            self.world,
+            self.device,
         )
 
-    def _prepare_folder(self) -> None:
-        """Cut the logs back to the checkpoint, then open them; other ranks wait until that is done."""
-        step = self.position.step
+    def _prepare_folder(self) -> RunLog:
+        """Write down what the run is, and open its logs (collective)."""
         if self.world.is_rank_zero:
-            clear_marker(self.run_dir)
             run_folder.write_config(self.run_dir, self.config)
-            copy_decoder(
-                self.dataset.manifest.autoencoder, Path(self.config.data.path), self.run_dir / AUTOENCODER_FOLDER
-            )
-            for path in (self.run_dir / METRICS, *self.run_dir.glob("keys-rank*.jsonl")):
-                cut_back(path, step)
-            self.lines = Lines(self.run_dir / METRICS)
-            self.console = Console(self.config.train.steps, self.config.log.every_steps)
-            self.wandb = Wandb(self.config, self.run_dir)
-        dist.barrier()
-        keys = self.run_dir / f"keys-rank{self.world.rank}.jsonl"
-        self.keys = Lines(keys) if self.config.data.record_keys else None
-
-    def _loader(self) -> Loader:
-        data = self.config.data
-        return Loader(
-            self.dataset,
-            seed=self.config.seed,
-            global_batch_size=self.plan.global_batch_size,
-            rank=self.world.rank,
-            world_size=self.world.world_size,
-            start=self.position.images_seen,
-            mirror=data.mirror,
-            verify=data.verify,
-            prefetch_batches=data.prefetch_batches,
-            pin_memory=self.device.startswith("cuda"),
-        )
+            identity = self.dataset.manifest.autoencoder
+            copy_decoder(identity, autoencoder_folder(self.dataset), self.run_dir / AUTOENCODER_FOLDER)
+        return RunLog(self.config, self.world, self.position.step)
 
     def __enter__(self) -> "Trainer":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.keys is not None:
-            self.keys.close()
-        if self.world.is_rank_zero:
-            self.lines.close()
-            self.wandb.close()
+        self.saving.close()
+        self.log.__exit__()
+
+
+class _RollBack(Exception):
+    """A bad step after which the run goes back to its last checkpoint; raised on every rank alike."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -247,10 +369,12 @@ class _Report:
 
     position: Position
     keys: list[str]
+    damaged: dict[int, str]
     learning_rate: float
     seconds: float
     numbers: Tensor
-    """The loss summed over all images, and how many ranks were asked to stop."""
-    grad_norm: Tensor
+    """Summed over ranks: losses, records set aside, who was asked to stop, who wants to save again; ranks' times."""
+    grad_norm: float
+    was_updated: bool
     work: Any
     stop: StopRequest

@@ -1,11 +1,22 @@
 """Ranks are read from torchrun's variables, from srun's, or there is one process."""
 
-import pytest
+from datetime import timedelta
 
-from dit_scale.distributed.runtime import World
+import pytest
+import torch
+import torch.distributed as dist
+
+from dit_scale.distributed.runtime import (
+    LauncherJob,
+    World,
+    job_end_time,
+    launcher_job,
+    max_restarts,
+    process_group,
+)
 from dit_scale.errors import InputError
 
-LAUNCHER_PREFIXES = ("SLURM_", "RANK", "WORLD", "LOCAL", "GROUP", "MASTER")
+LAUNCHER_PREFIXES = ("SLURM_", "DIT_SCALE_", "RANK", "WORLD", "LOCAL", "GROUP", "MASTER")
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +38,13 @@ def test_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert World.from_environment() == World(5, 8, 1, 4, 1)
 
 
+@pytest.mark.parametrize("world", [World(), World(5, 8, 1, 4, 1)])
+def test_a_world_exported_is_the_same_world(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {})
+    world.export()
+    assert World.from_environment() == world
+
+
 def test_srun_with_uneven_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "7")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x3),1")
@@ -46,3 +64,21 @@ def test_a_variable_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WORLD_SIZE", "many")
     with pytest.raises(InputError, match="WORLD_SIZE is 'many'"):
         World.from_environment()
+
+
+def test_the_job_and_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (launcher_job(), job_end_time(), max_restarts()) == (LauncherJob(None, 0), None, 100)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    monkeypatch.setenv("DIT_SCALE_END_TIME", "1795536180")
+    monkeypatch.setenv("DIT_SCALE_MAX_RESTARTS", "0")
+    assert (launcher_job(), job_end_time(), max_restarts()) == (LauncherJob("12", 3), 1795536180.0, 0)
+    monkeypatch.setenv("DIT_SCALE_MAX_RESTARTS", "many")
+    with pytest.raises(InputError, match="DIT_SCALE_MAX_RESTARTS is 'many'"):
+        max_restarts()
+
+
+def test_groups_that_others_make_wait_as_long() -> None:
+    with process_group(World(), "cpu", timeout_seconds=4321.0):
+        for group in (dist.group.WORLD, dist.new_group()):
+            assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=4321)

@@ -6,6 +6,7 @@ Prints one JSON line on rank zero: losses, gradient norms, and what was compared
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dit_scale.checkpoint import Checkpoint, Description, Position
+from dit_scale.checkpoint import Checkpoint, Description, Position, Retention, Saver
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import build_objective
-from dit_scale.distributed.engine import build_engine, plan_batches
+from dit_scale.distributed.engine import BatchPlan, build_engine, plan_batches
 from dit_scale.distributed.fragments import OptimizerState, gather
+from dit_scale.distributed.gate import UpdateGate
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
@@ -38,7 +40,7 @@ def batch_at(step: int, size: int, world: World) -> Batch:
     moments = torch.randn(size, *LATENTS.moments_shape, generator=generator)
     part = slice(world.rank * size // world.world_size, (world.rank + 1) * size // world.world_size)
     keys = [str(int(position)) for position in positions[part]]
-    return Batch(positions[part], moments[part], positions[part] % 5, keys)
+    return Batch(positions[part], moments[part], positions[part] % 5, keys, {})
 
 
 def small_model() -> DiT:
@@ -75,13 +77,35 @@ def check_weights_follow_master(engine: Any, master: dict[str, Tensor]) -> None:
                 assert torch.equal(parameter.detach(), master[name].to(parameter.dtype)), f"{name} is not its master"
 
 
+def check_discarded_updates(
+    engine: Any, gate: UpdateGate, problem: Problem, plan: BatchPlan, state: TrainingState, world: World
+) -> None:
+    """Assert that a gradient that is too long or not finite changes nothing (collective)."""
+    before, adam_step = whole_master(state), state.optimizer.adam_step
+    batch = batch_at(0, 12, world)
+    gate.limit = 1e-9
+    _, was_updated = train_step(engine, gate, problem, batch, plan, 1e-3)
+    assert not was_updated
+    assert 1e-9 < gate.norm < math.inf
+    gate.limit = math.inf
+    if world.is_rank_zero:  # on one rank, in the last micro step
+        batch.moments[-1, 0, 0, 0] = math.nan
+    losses, was_updated = train_step(engine, gate, problem, batch, plan, 1e-3)
+    assert not was_updated
+    assert not math.isfinite(gate.norm)
+    assert torch.isnan(losses).nonzero().flatten().tolist() == ([len(losses) - 1] if world.is_rank_zero else [])
+    assert state.optimizer.adam_step == adam_step
+    for name, value in whole_master(state).items():
+        assert torch.equal(value, before[name]), f"{name} has changed in an update that was discarded"
+
+
 def main(stage: int, precision: str, action: str, folder: Path, offload: bool) -> None:
     world = World.from_environment()
     set_threads(world, 1)
     with process_group(world, "cpu"):
         model = small_model()
         weights = {name: value.clone() for name, value in model.state_dict().items()}
-        train = TrainSection(global_batch_size=12, micro_batch_size_per_gpu=2, max_grad_norm=1.0)
+        train = TrainSection(global_batch_size=12, micro_batch_size_per_gpu=2, max_grad_norm=1.0, ema_decay=DECAY)
         plan = plan_batches(train, world.world_size)
         config = EngineConfig(
             zero_stage=stage,  # type: ignore[arg-type]
@@ -90,7 +114,7 @@ def main(stage: int, precision: str, action: str, folder: Path, offload: bool) -
             checkpoint_every_blocks=2,
         )
         engine = build_engine(model, config, train, plan, world, "cpu")
-        state = TrainingState(OptimizerState(engine), DECAY)
+        state = TrainingState(OptimizerState(engine), train)
         state.start_from(weights)
         first = 0
         if action == "load":
@@ -98,13 +122,17 @@ def main(stage: int, precision: str, action: str, folder: Path, offload: bool) -
             first = STEPS
         replica = whole_master(state)  # the average as everyone writes it, over whole parameters
         problem = Problem(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
+        gate = UpdateGate(engine)
+        check_discarded_updates(engine, gate, problem, plan, state, world)
         losses, norms = [], []
         for step in range(first, first + STEPS):
-            loss, norm = train_step(engine, problem, batch_at(step, 12, world), plan, 1e-3)
+            each, was_updated = train_step(engine, gate, problem, batch_at(step, 12, world), plan, 1e-3)
+            assert was_updated
+            loss = each.sum()
             dist.all_reduce(loss)
             losses.append(loss.item() / 12)
-            norms.append(norm.item())
-            state.ema.update()
+            norms.append(gate.norm)
+            state.update_emas()
             for name, value in whole_master(state).items():
                 replica[name].lerp_(value, 1.0 - DECAY)
         check_owned_once(state)
@@ -112,7 +140,10 @@ def main(stage: int, precision: str, action: str, folder: Path, offload: bool) -
         if action == "save":
             for name, value in state.ema.gather("cpu").items():
                 assert torch.equal(value, replica[name]), f"the EMA of {name} differs from a full replica"
-            state.save(folder, Description(Position(STEPS, 36), {}, {}), world)
+            saver = Saver(folder, world, Retention())
+            saver.save(Description(Position(STEPS, 36), {}, {}), state.part())
+            outcome = saver.wait()
+            assert outcome is not None and outcome.trouble is None, outcome
         if world.is_rank_zero:
             print(json.dumps({"losses": losses, "norms": norms, "adam_step": state.optimizer.adam_step}))
 

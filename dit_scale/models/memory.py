@@ -1,0 +1,186 @@
+"""How much memory training takes on one rank, part by part: arithmetic alone, nothing is allocated.
+
+ZeRO's states are those of "ZeRO: memory optimizations toward training trillion parameter models" (arXiv 1910.02054,
+section 3) as DeepSpeed 0.19 lays them out; activations are the tensors that autograd keeps of `dit.py`, counted line
+by line ("Reducing activation recomputation", arXiv 2205.05198, section 4, does so for language models).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from dit_scale.models.dit import DiT
+
+FP32_BYTES = 4
+CHECKPOINT_BYTES_PER_PARAMETER = 16
+"""Master weight, two Adam moments and EMA, fp32 each."""
+_STAGE_3_LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance
+_STAGE_3_PERSISTENT = 100_000  # its stage3_param_persistence_threshold: smaller parameters stay whole
+_STAGE_0_BUCKET = 500_000_000  # elements that its engine flattens for one all-reduce at stage 0
+_LOSS_LATENTS = 15  # fp32 tensors of a latent's shape that the Gaussian objective keeps; a flow keeps fewer
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What memory depends on beside the model."""
+
+    micro_batch_size: int
+    """Images in one forward pass."""
+    world_size: int = 1
+    zero_stage: int = 1
+    bytes_per_number: int = 2
+    """Of parameters, gradients and activations: 2 for bf16, 4 for fp32."""
+    gradient_accumulation_steps: int = 1
+    checkpoint_every_blocks: int = 0
+    """0 recomputes nothing in backward, 1 every block, k every k-th."""
+    offload_optimizer: bool = False
+    bucket_elements: int = 200_000_000
+    on_gpu: bool = True
+    """A GPU's buckets are allocated whole, and doubled so that reducing overlaps; a CPU's only as far as used."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one rank's device, by part, and on the host beside it."""
+
+    parameters: int
+    """What the model computes with; at stage 3 this rank's part, and small ones whole."""
+    gathered_parameters: int
+    """Stage 3: other ranks' parts while forward and backward use them."""
+    gradients: int
+    """What is held from backward to the update."""
+    buckets: int
+    """Buffers in which gradients are reduced."""
+    master: int
+    """fp32 weights that the optimizer updates (stage 0 in fp32: the parameters themselves)."""
+    adam_moments: int
+    ema: int
+    activations: int
+    """What autograd keeps for backward, with the checkpointing that is set."""
+    backward_workspace: int
+    """The widest moment of backward: a recomputed block, gradients of a block's activations."""
+    update_workspace: int
+    """fp32 gradients of this rank's part while the optimizer runs."""
+    host_setup: int
+    """In host memory while a run starts: the new model and its initial weights."""
+    host_optimizer: int
+    """In host memory throughout, where the optimizer is offloaded."""
+
+    @property
+    def states(self) -> int:
+        """Bytes that stay from step to step."""
+        return self.parameters + self.master + self.adam_moments + self.ema
+
+    @property
+    def peak(self) -> int:
+        """The most at any moment of a step: in backward, or in the update."""
+        backward = self.gathered_parameters + self.buckets + self.activations + self.backward_workspace
+        return self.states + self.gradients + max(backward, self.update_workspace)
+
+    @property
+    def host_peak(self) -> int:
+        """The most host memory of one rank: at the start, or while training."""
+        return max(self.host_setup, self.host_optimizer)
+
+
+def estimate_memory(model: DiT, setup: TrainingSetup) -> MemoryEstimate:
+    """Return the bytes that training ``model`` takes on one rank; the model may lie on the meta device."""
+    sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    total, number, stage = sum(sizes), setup.bytes_per_number, setup.zero_stage
+    is_sharded = stage > 0
+    part = -(-total // setup.world_size) if is_sharded else total
+    states_on_device = 0 if setup.offload_optimizer else 1
+    master = FP32_BYTES * part if is_sharded else 0
+    adam = 2 * FP32_BYTES * part
+    ema = FP32_BYTES * -(-total // setup.world_size)  # sharded at every stage
+    gradients = number * _gradient_elements(sizes, setup)
+    parameters, gathered = _parameter_elements(sizes, setup)
+    activations, workspace = _activations(model, setup)
+    return MemoryEstimate(
+        parameters=number * (parameters + frozen),
+        gathered_parameters=number * gathered,
+        gradients=gradients,
+        buckets=number * _bucket_elements(total, setup),
+        master=states_on_device * master,
+        adam_moments=states_on_device * adam,
+        ema=states_on_device * ema,
+        activations=activations,
+        backward_workspace=workspace,
+        update_workspace=states_on_device * FP32_BYTES * part if is_sharded else 0,
+        host_setup=2 * FP32_BYTES * (total + frozen),
+        host_optimizer=0 if states_on_device else master + adam + ema + FP32_BYTES * part,
+    )
+
+
+def checkpoint_bytes(model: DiT, num_extra_emas: int = 0) -> int:
+    """Return the bytes of one checkpoint over all ranks; every further EMA takes 4 a parameter."""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return (CHECKPOINT_BYTES_PER_PARAMETER + FP32_BYTES * num_extra_emas) * trainable
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _parameter_elements(sizes: Sequence[int], setup: TrainingSetup) -> tuple[int, int]:
+    """Return the elements of parameters that stay on a rank, and those that stage 3 gathers on top at most."""
+    total = sum(sizes)
+    if setup.zero_stage < 3:
+        return total, 0
+    persistent = sum(size for size in sizes if size <= _STAGE_3_PERSISTENT)
+    # DeepSpeed keeps what is used again within so many parameters: a model below that is gathered whole.
+    gathered = max(0, min(total, _STAGE_3_LIVE_PARAMETERS) - persistent)
+    return sum(-(-size // setup.world_size) for size in sizes) + persistent, gathered
+
+
+def _gradient_elements(sizes: Sequence[int], setup: TrainingSetup) -> int:
+    """Return the gradient elements that a rank holds between backward and update."""
+    accumulates = setup.gradient_accumulation_steps > 1
+    if setup.zero_stage == 0 or (setup.zero_stage == 1 and accumulates):
+        return sum(sizes)
+    if setup.zero_stage == 3:
+        return sum(-(-size // setup.world_size) for size in sizes)
+    return max(_touched(sizes, setup.world_size))
+
+
+def _touched(sizes: Sequence[int], world_size: int) -> list[int]:
+    """Return, for each rank, the elements of all parameters that reach into its part: stages 1, 2 keep these whole."""
+    part = -(-sum(sizes) // world_size)
+    ends = list(accumulate(sizes))
+    touched = [0] * world_size
+    for size, end in zip(sizes, ends, strict=True):
+        for rank in range((end - size) // part, min(world_size - 1, (end - 1) // part) + 1):
+            touched[rank] += size
+    return touched
+
+
+def _bucket_elements(total: int, setup: TrainingSetup) -> int:
+    if setup.zero_stage == 0:
+        return min(total, _STAGE_0_BUCKET) if setup.world_size > 1 else 0
+    if not setup.on_gpu:
+        return min(total, setup.bucket_elements)
+    return setup.bucket_elements * (2 if setup.zero_stage < 3 else 1)
+
+
+def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
+    """Return the bytes that autograd keeps, and the workspace of backward, for one micro batch."""
+    every, number, images = setup.checkpoint_every_blocks, setup.bytes_per_number, setup.micro_batch_size
+    recomputed = len(range(0, model.depth, every)) if every else 0
+    tokens, latent = model.grid_side**2 * model.hidden_size, model.in_channels * model.latent_size**2
+    block = _block_bytes(model, number)
+    kept = (model.depth - recomputed) * block + recomputed * number * tokens
+    outside = number * 3 * tokens + FP32_BYTES * _LOSS_LATENTS * latent  # final layer: tokens, normalised, modulated
+    # Gradients of the MLP's two wide activations and of the residual stream live at once.
+    gradients = number * round(tokens * (2 * model.mlp_ratio + 1))
+    return images * (kept + outside), images * (gradients + (block if recomputed else 0))
+
+
+def _block_bytes(model: DiT, number: int) -> int:
+    """Return the bytes that autograd keeps of one image in a block, as `Block.forward` computes."""
+    tokens, width = model.grid_side**2, model.hidden_size
+    # Input, normalised, modulated; q, k, v; mixed values; projected; then tokens, normalised, modulated and the
+    # MLP's output; the MLP's hidden layer before and after its GELU.
+    per_token = 12 + 2 * model.mlp_ratio
+    modulation = 9 * width  # its input, six vectors, two scales plus 1
+    statistics = tokens * (4 + model.num_heads)  # two norms' mean and deviation; softmax's log-sums; in fp32
+    return round(number * (tokens * width * per_token + modulation)) + FP32_BYTES * statistics

@@ -1,0 +1,181 @@
+"""The memory that a configuration takes, what smaller choices would take, and running out of it in one sentence."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dit_scale.config import Config
+from dit_scale.data.manifest import manifest_in
+from dit_scale.data.mixture import mix
+from dit_scale.data.storage import open_storage
+from dit_scale.distributed.devices import memory_of
+from dit_scale.distributed.engine import DTYPES, BatchPlan, plan_batches
+from dit_scale.distributed.runtime import World
+from dit_scale.errors import Failure, InputError
+from dit_scale.latents import LatentSpec
+from dit_scale.models import DiT
+from dit_scale.models.memory import MemoryEstimate, TrainingSetup, estimate_memory
+from dit_scale.recipe import model_of
+
+_CPU_ALLOCATOR = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
+_CUDA_ALLOCATOR = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that takes less memory, and how much it would take."""
+
+    setting: str
+    estimate: MemoryEstimate
+
+
+def outline(config: Config) -> DiT:
+    """Return the configured model without its weights, for the latents that the shards' manifests tell of.
+
+    Raises InputError where a manifest cannot be read or the model does not fit the latents.
+    """
+    data = config.data
+    places = list(data.path) if isinstance(data.path, Mapping) else [str(data.path)]
+    manifests = {}
+    for place in places:
+        storage = open_storage(
+            place, cache=Path(data.cache) if data.cache else None, patience_seconds=data.patience_seconds
+        )
+        try:
+            manifests[place] = manifest_in(storage)
+        finally:
+            storage.close()
+    mixture = mix(manifests, data.class_names)
+    return model_on_meta(config, manifests[places[0]].latents, len(mixture.class_names))
+
+
+def model_on_meta(config: Config, latents: LatentSpec, num_classes: int) -> DiT:
+    """Return the configured model on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        return model_of(config.model, latents, num_classes)
+
+
+def setup_of(config: Config, world_size: int, on_gpu: bool) -> TrainingSetup:
+    """Return what a configuration's memory depends on; raises InputError where the ranks do not divide the batch."""
+    plan, engine = plan_batches(config.train, world_size), config.engine
+    return TrainingSetup(
+        micro_batch_size=_largest_micro_batch(plan),
+        world_size=world_size,
+        zero_stage=engine.zero_stage,
+        bytes_per_number=DTYPES[engine.precision].itemsize,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        checkpoint_every_blocks=engine.checkpoint_every_blocks,
+        offload_optimizer=engine.offload_optimizer,
+        bucket_elements=engine.bucket_elements,
+        on_gpu=on_gpu,
+    )
+
+
+def smaller_choices(config: Config, model: DiT, setup: TrainingSetup, limit_bytes: float = math.inf) -> list[Choice]:
+    """Return the next smaller settings, the cheapest in speed first; only those that take less by the estimate.
+
+    The micro batch is halved, and the ranks doubled, until the estimate is within ``limit_bytes``.
+    """
+    engine, size = config.engine, setup.micro_batch_size
+    tried: list[tuple[str, TrainingSetup]] = []
+    while size > 1:
+        size //= 2
+        train = replace(config.train, micro_batch_size_per_gpu=size)
+        halved = setup_of(replace(config, train=train), setup.world_size, setup.on_gpu)
+        if estimate_memory(model, halved).peak <= limit_bytes or size == 1:
+            tried.append((f"train.micro_batch_size_per_gpu={size}", halved))
+            break
+    if setup.zero_stage < 3 and setup.world_size > 1:
+        stage = setup.zero_stage + 1
+        tried.append((f"engine.zero_stage={stage}", replace(setup, zero_stage=stage)))
+    if engine.checkpoint_every_blocks != 1:
+        tried.append(("engine.checkpoint_every_blocks=1", replace(setup, checkpoint_every_blocks=1)))
+    ranks = setup.world_size
+    while setup.zero_stage > 0 and config.train.global_batch_size % (2 * ranks) == 0:
+        ranks *= 2
+        shared = setup_of(config, ranks, setup.on_gpu)
+        if estimate_memory(model, shared).peak <= limit_bytes or config.train.global_batch_size % (2 * ranks):
+            tried.append((f"{ranks} ranks", shared))
+            break
+    if setup.on_gpu and not setup.offload_optimizer and setup.zero_stage > 0:
+        tried.append(("engine.offload_optimizer=true", replace(setup, offload_optimizer=True)))
+    now = estimate_memory(model, setup).peak
+    choices = [Choice(setting, estimate_memory(model, other)) for setting, other in tried]
+    return [choice for choice in choices if choice.estimate.peak < now]
+
+
+def in_words(choices: list[Choice], limit_bytes: float = math.inf) -> str:
+    """Return what each choice would need, for a way out."""
+    if not choices:
+        return "a smaller model, or a device with more memory"
+    words = ", or ".join(f"{choice.setting} ({gigabytes(choice.estimate.peak)})" for choice in choices)
+    is_enough = min(choice.estimate.peak for choice in choices) <= limit_bytes
+    return words if is_enough else f"several of these together, none is enough alone: {words}"
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Return bytes as GB, or as MB below a tenth of one."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def plural(count: int, thing: str) -> str:
+    """Return ``1 rank`` or ``2 ranks``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+# ---------------------------------------------------------------- running out
+
+
+@contextmanager
+def out_of_memory_explained(config: Config, world: World, device: str) -> Iterator[None]:
+    """Turn an allocation that failed, on a GPU or the host, into a Failure that names what to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise Failure(_sentence(config, world, device, _asked_bytes(str(error)))) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(
+        _CPU_ALLOCATOR.search(str(error)) or "CUDA out of memory" in str(error) or "std::bad_alloc" in str(error)
+    )
+
+
+def _asked_bytes(message: str) -> int | None:
+    if match := _CPU_ALLOCATOR.search(message):
+        return int(match[1])
+    if match := _CUDA_ALLOCATOR.search(message):
+        return round(float(match[1]) * _UNITS[match[2]])
+    return None
+
+
+def _sentence(config: Config, world: World, device: str, asked_bytes: int | None) -> str:
+    memory = memory_of(device)
+    asked = f"{gigabytes(asked_bytes)} more" if asked_bytes else "more memory"
+    has = f"{memory.name} has {gigabytes(memory.total_bytes)}"
+    try:
+        setup, model = setup_of(config, world.world_size, device.startswith("cuda")), outline(config)
+    except (InputError, Failure, OSError) as error:  # the data has gone meanwhile: the rest is still worth saying
+        return (
+            f"out of memory: {asked} was asked for where {has}; give a smaller train.micro_batch_size_per_gpu ({error})"
+        )
+    limit = 0.9 * memory.total_bytes
+    choices = in_words(smaller_choices(config, model, setup, limit), limit)
+    return (
+        f"out of memory: {asked} was asked for where {has}; a micro batch of {setup.micro_batch_size}, ZeRO stage "
+        f"{setup.zero_stage} on {plural(setup.world_size, 'rank')} and engine.checkpoint_every_blocks="
+        f"{setup.checkpoint_every_blocks} need about {gigabytes(estimate_memory(model, setup).peak)} beside what "
+        f"Python and its libraries take; give {choices}"
+    )
+
+
+def _largest_micro_batch(plan: BatchPlan) -> int:
+    return max(part.stop - part.start for part in plan.micro_batches)

@@ -1,0 +1,61 @@
+"""The validation loss: the mean over held-out records, each with the same draws every time."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dit_scale.config import Config
+from dit_scale.data.loader import LatentDataset
+from dit_scale.distributed.runtime import World
+from dit_scale.errors import InputError
+from dit_scale.training.step import Problem
+
+_SEED = 0x76616C6964  # "valid": apart from the draws of training
+
+
+class Validation:
+    """The loss of the model as it stands over records that training never sees."""
+
+    def __init__(self, dataset: LatentDataset, problem: Problem, config: Config, world: World):
+        self._dataset, self._world = dataset, world
+        self._records = dataset.held_out()[: config.validation.num_images]
+        if len(self._records) == 0:
+            raise InputError(
+                f"validation.every_steps={config.validation.every_steps} needs held-out records, but none are; give "
+                f"data.held_out_fraction, such as 0.01, or validation.every_steps=0"
+            )
+        self._problem = replace(problem, seed=problem.seed + _SEED, null_label=None)  # no label is dropped
+        self._micro_batch = config.train.micro_batch_size_per_gpu
+
+    @property
+    def num_images(self) -> int:
+        """Images that the loss is a mean over."""
+        return len(self._records)
+
+    @torch.no_grad()
+    def loss(self, engine: Any) -> float:
+        """Return the mean loss (collective: each rank computes its part)."""
+        dtype = next(engine.module.parameters()).dtype
+        total = torch.zeros((), dtype=torch.float64, device=engine.device)
+        engine.eval()
+        for places in self._batches():
+            is_record = places < len(self._records)
+            moments, labels = self._dataset.read(self._records[places * is_record], np.zeros(len(places), bool))
+            moments, labels, positions, counted = (
+                tensor.to(engine.device)
+                for tensor in (moments, labels, torch.from_numpy(places), torch.from_numpy(is_record))
+            )
+            losses = self._problem.loss(lambda x, t, y: engine(x.to(dtype), t, y), moments, labels, positions)
+            total += (losses.double() * counted).sum()
+        engine.train()
+        dist.all_reduce(total)
+        return total.item() / len(self._records)
+
+    def _batches(self) -> "list[np.ndarray]":
+        """Return this rank's places among the records; all ranks have as many batches, the last may reach beyond."""
+        ranks, size = self._world.world_size, self._micro_batch
+        count = -(-len(self._records) // (ranks * size))
+        return [np.arange(size) + (batch * ranks + self._world.rank) * size for batch in range(count)]

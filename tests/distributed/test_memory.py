@@ -1,0 +1,15 @@
+"""The estimate of states and gradients against the bytes of every tensor alive in real two-rank engines."""
+
+import json
+
+import pytest
+
+from tests.launch import run
+
+
+def test_states_are_what_deepspeed_holds() -> None:
+    output = run([], ranks=2, module="tests.distributed.memory_worker").stdout
+    results = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+    assert len(results) == 7
+    for engine, (measured, estimated) in results.items():
+        assert estimated == pytest.approx(measured, rel=0.01), engine
