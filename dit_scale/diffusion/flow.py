@@ -29,7 +29,7 @@ class FlowMatching:
     logit_std: float = 1.0
     """Standard deviation of the logit of t."""
 
-    solvers: ClassVar[tuple[str, ...]] = ("euler", "midpoint", "heun")
+    solvers: ClassVar[tuple[str, ...]] = ("euler", "midpoint", "heun", "dopri5", "sde")
     default_solver: ClassVar[str] = "heun"
 
     def __post_init__(self) -> None:
@@ -49,6 +49,10 @@ class FlowMatching:
             return uniform
         normal = torch.special.ndtri(uniform.clamp(min=HALF_DRAW))  # [N]
         return torch.sigmoid(self.logit_mean + self.logit_std * normal)  # [N]
+
+    def noise_levels(self, network_time: Tensor) -> Tensor:
+        """Return t [N] for the times that a network is told."""
+        return 1 - network_time
 
     def loss(self, denoiser: Denoiser, latent: Tensor, noise: Tensor, time: Tensor, label: Tensor) -> Losses:
         """Return the squared error of the velocity of each sample, in fp32 (rectified flow, 2209.03003, eq. 1)."""

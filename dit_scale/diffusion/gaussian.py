@@ -38,7 +38,7 @@ class GaussianDiffusion:
     learn_sigma: bool = True
     """Whether the network's output has C more channels, that say where in its range each variance lies."""
 
-    solvers: ClassVar[tuple[str, ...]] = ("ddpm", "ddim")
+    solvers: ClassVar[tuple[str, ...]] = ("ddpm", "ddim", "dpm-solver++")
     default_solver: ClassVar[str] = "ddpm"
 
     def __post_init__(self) -> None:
@@ -58,6 +58,10 @@ class GaussianDiffusion:
     def times_from_uniform(self, uniform: Tensor) -> Tensor:
         """Map draws [N] from [0, 1) to integer timesteps [N], all equally likely."""
         return (uniform * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)  # [N]
+
+    def noise_levels(self, network_time: Tensor) -> Tensor:
+        """Return how far [N], from 0 at the latent to 1 at noise, the timesteps that a network is told lie."""
+        return network_time / max(1, self.num_timesteps - 1)
 
     def add_noise(self, latent: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         """Return the noised latent at ``timestep`` [N], in fp32: DDPM, eq. 4."""

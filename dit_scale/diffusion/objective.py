@@ -25,6 +25,9 @@ class Objective(Protocol):
     def times_from_uniform(self, uniform: Tensor) -> Tensor:
         """Map draws [N] from [0, 1) to training times [N]: integer timesteps, or t in [0, 1]."""
 
+    def noise_levels(self, network_time: Tensor) -> Tensor:
+        """Map the times [N] that a network is told to t [N]: 0 at the latent, 1 at noise."""
+
     def loss(self, denoiser: Denoiser, latent: Tensor, noise: Tensor, time: Tensor, label: Tensor) -> Losses:
         """Return the loss of each of N samples for a latent [N, C, S, S], its noise, times and labels."""
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit_scale.diffusion import guided
+from dit_scale.diffusion import FlowMatching, GaussianDiffusion, guided
 from dit_scale.errors import InputError
 from tests.parity import assert_parity, load_tiny
 
@@ -61,3 +61,22 @@ def test_impossible_guidance_is_refused() -> None:
         guided(Recorder(), LABEL, None, cfg_scale=4.0)
     with pytest.raises(InputError, match="guidance of 3 channels does not suit a latent of 2"):
         guided(Recorder(), LABEL, 5, cfg_scale=4.0)(NOISED, TIME)
+
+
+def test_outside_of_the_interval_there_is_one_pass() -> None:
+    flow, network = FlowMatching(), Recorder()
+    denoiser = guided(network, LABEL, 5, 3.0, None, (0.25, 0.75), flow.noise_levels)
+    for sit_time in (0.0, 0.2, 0.25, 0.5, 0.75, 0.9):
+        denoiser(NOISED, torch.full((3,), sit_time))
+    assert network.batches == [3, 3, 6, 6, 6, 3]
+
+
+def test_an_interval_of_gaussian_diffusion_is_of_its_timesteps() -> None:
+    levels = GaussianDiffusion().noise_levels(torch.tensor([0, 999]))
+    assert levels.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.8, 0.2)])
+def test_an_interval_that_does_not_rise_is_refused(interval: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match="does not rise from 0"):
+        guided(Recorder(), LABEL, 5, 3.0, None, interval, FlowMatching().noise_levels)

@@ -1,7 +1,8 @@
 import pytest
 
 from dit_scale.diffusion import FlowMatching, GaussianDiffusion, build_objective, choose_solver
-from dit_scale.diffusion.solvers import ddpm, euler, heun
+from dit_scale.diffusion.solvers.flow import euler, heun
+from dit_scale.diffusion.solvers.gaussian import ddpm
 from dit_scale.errors import InputError
 
 
@@ -29,3 +30,11 @@ def test_solvers_are_chosen_among_those_that_fit() -> None:
         choose_solver("ddpm", FlowMatching())
     with pytest.raises(InputError, match="solver 'eulr' is unknown; did you mean 'euler'"):
         choose_solver("eulr", FlowMatching())
+
+
+def test_a_solver_takes_its_own_options_alone() -> None:
+    assert choose_solver("ddim", GaussianDiffusion(), eta=0.5).keywords == {"eta": 0.5}  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="solver 'ddpm' does not know eta: it has no options; leave eta out"):
+        choose_solver("ddpm", GaussianDiffusion(), eta=0.5)
+    with pytest.raises(InputError, match="'dopri5' does not know time_shift: it has only tolerance"):
+        choose_solver("dopri5", FlowMatching(), time_shift=2.0)

@@ -1,11 +1,17 @@
 import math
+from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dit_scale.diffusion import SOLVERS, FlowMatching, GaussianDiffusion, guided
-from dit_scale.diffusion.solvers import Solver, ddim, ddpm, euler, heun, midpoint
+from dit_scale.diffusion.solvers import Solver
+from dit_scale.diffusion.solvers.adaptive import dopri5
+from dit_scale.diffusion.solvers.flow import euler, heun, midpoint, sde
+from dit_scale.diffusion.solvers.gaussian import ddim, ddpm, dpm_solver
 from dit_scale.errors import InputError
 from tests.parity import Tiny, assert_parity, load_tensors, load_tiny
 
@@ -122,7 +128,8 @@ def test_order_of_convergence(solver: Solver, order: int) -> None:
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_keeps_its_signature(name: str) -> None:
     """A bf16 network and bf16 noise still give an fp32 state, no gradient, and a report of every step."""
-    objective = GaussianDiffusion(learn_sigma=False) if name.startswith("dd") else FlowMatching()
+    gaussian = GaussianDiffusion(learn_sigma=False)
+    objective = gaussian if name in gaussian.solvers else FlowMatching()
     assert name in objective.solvers
     states, reports = [], []
 
@@ -136,12 +143,13 @@ def test_every_solver_keeps_its_signature(name: str) -> None:
         NOISE.bfloat16(),
         5,
         lambda step: NOISE,
-        lambda done, total: reports.append((done, total)),
+        lambda done, total, latent: reports.append((done, total, latent)),
     )
     assert latent.dtype == torch.float32
     assert set(states) == {torch.float32}
     assert not latent.requires_grad
-    assert reports == [(done, 5) for done in range(1, 6)]
+    assert [report[:2] for report in reports] == [(done, 5) for done in range(1, 6)]
+    assert torch.equal(reports[-1][2], latent)
 
 
 def test_each_step_asks_for_its_own_noise_but_the_last() -> None:
@@ -165,3 +173,149 @@ def test_missing_noise_and_impossible_steps_are_refused() -> None:
         ddim(diffusion, lambda noised, _: noised, NOISE, 300)
     with pytest.raises(InputError, match="num_sampling_steps 0 is less than 1"):
         euler(FlowMatching(), lambda noised, _: noised, NOISE, 0)
+
+
+# ------------------------------------------------------------ DPM-Solver++(2M)
+
+
+def unit_gaussian(diffusion: GaussianDiffusion, std: float):  # type: ignore[no-untyped-def]
+    """A perfect network for Gaussian data of this standard deviation, predicting epsilon."""
+    alpha_bar = torch.from_numpy(diffusion.noise_schedule.alphas_cumprod)
+
+    def denoiser(noised: Tensor, time: Tensor) -> Tensor:
+        at = alpha_bar[time][:, None, None, None]
+        return (1 - at).sqrt() / (at * std**2 + 1 - at) * noised
+
+    return denoiser
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_dpm_solver_is_that_of_diffusers(steps: int) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    diffusion = GaussianDiffusion(learn_sigma=False)
+    scheduler = DPMSolverMultistepScheduler(
+        beta_start=1e-4, beta_end=0.02, algorithm_type="dpmsolver++", final_sigmas_type="zero"
+    )
+    kept = diffusion.shortened_schedule(str(steps)).timesteps[::-1].copy()
+    scheduler.set_timesteps(timesteps=kept.tolist())
+    denoiser, latent = unit_gaussian(diffusion, 0.5), NOISE
+    for timestep in scheduler.timesteps:
+        latent = scheduler.step(denoiser(latent, timestep.expand(len(latent))).float(), timestep, latent).prev_sample
+    ours = dpm_solver(diffusion, denoiser, NOISE, steps)
+    torch.testing.assert_close(ours, latent, rtol=1e-4, atol=1e-4)
+
+
+def test_dpm_solver_is_of_second_order() -> None:
+    """The exact flow maps noise to ``std`` x noise, but for what of the data is left in it at the last timestep."""
+    diffusion = GaussianDiffusion(learn_sigma=False)
+    exact = 0.5 * NOISE / math.sqrt(1 - 0.75 * diffusion.noise_schedule.alphas_cumprod[-1])
+    errors = {
+        (solver, steps): (solver(diffusion, unit_gaussian(diffusion, 0.5), NOISE, steps) - exact).abs().mean().item()
+        for solver in (ddim, dpm_solver)
+        for steps in (100, 200)
+    }
+    assert math.log2(errors[ddim, 100] / errors[ddim, 200]) == pytest.approx(1, abs=0.1)
+    assert math.log2(errors[dpm_solver, 100] / errors[dpm_solver, 200]) == pytest.approx(2, abs=0.25)
+    assert errors[dpm_solver, 100] < errors[ddim, 100] / 2
+
+
+# ------------------------------------------------------------ flows: adaptive, SDE, shifted steps
+
+
+def gaussian_flow(std: float):  # type: ignore[no-untyped-def]
+    """A perfect network for Gaussian data of this standard deviation; it is told SiT's time and answers as SiT's."""
+
+    def denoiser(noised: Tensor, sit_time: Tensor) -> Tensor:
+        t = (1 - sit_time)[:, None, None, None]
+        variance = (1 - t) ** 2 * std**2 + t**2
+        return -(t - (1 - t) * std**2) / variance * noised
+
+    return denoiser
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-5])
+def test_dopri5_keeps_its_tolerance_and_arrives(tolerance: float) -> None:
+    """The exact flow of Gaussian data maps noise to ``std`` x noise."""
+    latent = dopri5(FlowMatching(), gaussian_flow(0.1), NOISE, 10, tolerance=tolerance)
+    assert ((latent - 0.1 * NOISE).abs().max() / 0.1).item() < 20 * tolerance
+
+
+def test_dopri5_agrees_with_torchdiffeq() -> None:
+    from torchdiffeq import odeint
+
+    model = load_tiny("tiny_a").model
+    io = load_tensors("tiny_a_flow_io")
+    denoiser = guided(model, io["sample_y"], model.null_label, 1.0)
+    with torch.no_grad():
+        theirs = odeint(
+            lambda t, latent: denoiser(latent, t.expand(len(latent)))[:, :4].float(),
+            io["sample_xT"],
+            torch.tensor([0.0, 1.0]),
+            rtol=1e-6,
+            atol=1e-6,
+        )[-1]
+    ours = dopri5(FlowMatching(), denoiser, io["sample_xT"], 50, tolerance=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_the_steps_of_an_image_do_not_depend_on_its_batch() -> None:
+    """The second image's data is narrower and needs more steps; beside it the first stays as it is alone."""
+    stds = torch.tensor([0.5, 0.02])
+
+    def denoiser_of(which: list[int], calls: list[int]):  # type: ignore[no-untyped-def]
+        def denoiser(noised: Tensor, sit_time: Tensor) -> Tensor:
+            calls.append(1)
+            std, t = stds[which][:, None, None, None], (1 - sit_time)[:, None, None, None]
+            return -(t - (1 - t) * std**2) / ((1 - t) ** 2 * std**2 + t**2) * noised
+
+        return denoiser
+
+    calls: dict[str, list[int]] = {"both": [], "first": [], "second": []}
+    both = dopri5(FlowMatching(), denoiser_of([0, 1], calls["both"]), NOISE[:2], 10)
+    first = dopri5(FlowMatching(), denoiser_of([0, 0], calls["first"]), NOISE[[0, 0]], 10)
+    second = dopri5(FlowMatching(), denoiser_of([1, 1], calls["second"]), NOISE[[1, 1]], 10)
+    assert torch.equal(both[0], first[0])
+    assert torch.equal(both[1], second[0])
+    assert len(calls["first"]) < len(calls["second"]) == len(calls["both"])
+
+
+def test_the_sde_keeps_the_marginals() -> None:
+    """For Gaussian data the exact velocity leads to data of its spread, whatever noise is added on the way."""
+    noise = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(3)
+
+    def step_noise(_: int) -> Tensor:
+        return torch.randn(noise.shape, generator=generator)
+
+    latent = sde(FlowMatching(), gaussian_flow(0.5), noise, 250, step_noise)
+    # The last step follows the drift alone, which takes some of the spread: w dt of variance is not put back.
+    assert latent.std().item() == pytest.approx(0.5, abs=0.02)
+    correlation = (latent * noise).mean().item() / latent.std().item()
+    assert abs(correlation) < 0.6
+    still = sde(FlowMatching(), gaussian_flow(0.5), noise, 250, step_noise, diffusion_norm=1e-9)
+    torch.testing.assert_close(still, euler_like(noise), rtol=1e-4, atol=1e-4)
+
+
+def euler_like(noise: Tensor) -> Tensor:
+    """Without noise the SDE is Euler's method over the SDE's steps."""
+    times = [*np.linspace(1, 0.04, 250), 0.0]
+    latent, denoiser = noise, gaussian_flow(0.5)
+    for time, next_time in pairwise(times):
+        t = torch.full((len(noise),), time, dtype=torch.float32)
+        latent = latent + (next_time - time) * FlowMatching().velocity(denoiser, latent, t)
+    return latent
+
+
+def test_a_time_shift_moves_the_steps_towards_noise() -> None:
+    told: list[float] = []
+
+    def denoiser(noised: Tensor, sit_time: Tensor) -> Tensor:
+        told.append(1 - sit_time[0].item())
+        return noised
+
+    euler(FlowMatching(), denoiser, NOISE, 4, time_shift=3.0)
+    assert told == pytest.approx([3 * t / (1 + 2 * t) for t in (1, 0.75, 0.5, 0.25)])
+    for solver in (euler, midpoint, heun, partial(sde, step_noise=lambda _: NOISE)):
+        with pytest.raises(InputError, match=r"time_shift 0 is not above 0"):
+            solver(FlowMatching(), denoiser, NOISE, 4, time_shift=0)

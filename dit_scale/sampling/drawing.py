@@ -1,0 +1,108 @@
+"""Noise -> latent -> image: image ``i`` depends on (seed, i), its label and the settings, and on nothing else."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_scale import draws
+from dit_scale.autoencoder import Autoencoder, to_uint8
+from dit_scale.diffusion import Objective, choose_solver, guided
+from dit_scale.diffusion.guidance import Interval
+from dit_scale.diffusion.solvers import OnStep, Solver, options_of
+from dit_scale.draws import Stream
+from dit_scale.errors import InputError
+from dit_scale.latents import LatentSpec
+from dit_scale.models import DiT
+
+EVERYWHERE: Interval = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How noise becomes a latent."""
+
+    solver: str | None = None
+    """Null takes the objective's default."""
+    num_sampling_steps: int = 50
+    cfg_scale: float = 1.0
+    guidance_channels: int | None = None
+    """Guide the first channels only (the published sampler: 3), or all."""
+    seed: int = 0
+    guidance_interval: Interval = EVERYWHERE
+    """Noise levels, 0 at the latent and 1 at noise, between which there is guidance."""
+    solver_options: tuple[tuple[str, float], ...] = ()
+    """What the solver knows by keyword: (("eta", 1.0),)."""
+
+    def solver_for(self, objective: Objective) -> Solver:
+        """Return the solver with its options; raises InputError where something does not fit the objective."""
+        solver = choose_solver(self.solver, objective, **dict(self.solver_options))
+        if self.guidance_interval != EVERYWHERE and self.name_of_solver(objective) == "dopri5":
+            raise InputError(
+                "a guidance interval makes the flow jump, at which solver 'dopri5' takes ever smaller steps; "
+                "give a solver with fixed steps such as 'heun', or no interval"
+            )
+        return solver
+
+    def name_of_solver(self, objective: Objective) -> str:
+        """Return the solver's name, the objective's default where none is given."""
+        return self.solver or objective.default_solver
+
+    def described(self, objective: Objective) -> dict[str, object]:
+        """Return all that others need to repeat it, for a protocol."""
+        name = self.name_of_solver(objective)
+        is_guided = self.cfg_scale != 1
+        return {
+            "solver": name,
+            "solver_options": options_of(name) | dict(self.solver_options),
+            "num_sampling_steps": self.num_sampling_steps,
+            "cfg_scale": self.cfg_scale,
+            "guidance_channels": (self.guidance_channels or "all") if is_guided else None,
+            "guidance_interval": list(self.guidance_interval) if is_guided else None,
+            "seed": self.seed,
+        }
+
+
+@torch.no_grad()
+def sample_latents(
+    model: DiT,
+    objective: Objective,
+    latents: LatentSpec,
+    labels: Tensor,
+    indices: Tensor,
+    settings: SamplingSettings,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Return final latents [N, C, H, W] for labels [N] and image indices [N]."""
+    dtype = next(model.parameters()).dtype
+
+    def denoiser(noised_latent: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
+        return model(noised_latent.to(dtype), timestep, label).float()
+
+    def step_noise(step: int) -> Tensor:
+        return draws.normal(settings.seed, Stream.STEP_NOISE, indices, latents.shape, chapter=step)
+
+    return settings.solver_for(objective)(
+        objective,
+        guided(
+            denoiser,
+            labels,
+            model.null_label,
+            settings.cfg_scale,
+            settings.guidance_channels,
+            settings.guidance_interval,
+            objective.noise_levels,
+        ),
+        draws.normal(settings.seed, Stream.INITIAL_NOISE, indices, latents.shape),
+        settings.num_sampling_steps,
+        step_noise,
+        on_step,
+    )
+
+
+@torch.no_grad()
+def decode(latent: Tensor, latents: LatentSpec, autoencoder: Autoencoder) -> np.ndarray:
+    """Turn final latents [N, C, H, W] into images, uint8 [N, S, S, 3]."""
+    images = to_uint8(autoencoder.decode(latents.denormalise(latent)))
+    return images.permute(0, 2, 3, 1).cpu().numpy()

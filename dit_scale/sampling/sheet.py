@@ -1,0 +1,107 @@
+"""A comparison sheet: the same images under other settings, side by side in one labelled picture."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from dit_scale.distributed.runtime import World, process_group
+from dit_scale.errors import InputError, nearest
+from dit_scale.files import make_writable_folder, write_json
+from dit_scale.pictures import labelled_grid, tiled, write_png
+from dit_scale.sampling.drawing import SamplingSettings
+from dit_scale.sampling.sampler import Sampler
+
+SHEET = "sheet.png"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting and the values that the sheet's columns, or its rows, have."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+def parse_axis(text: str) -> Axis:
+    """Read ``NAME=A,B,C``; raises InputError where it is not of that form."""
+    name, _, values = text.partition("=")
+    found = tuple(value.strip() for value in values.split(",") if value.strip())
+    if not found:
+        raise InputError(f"--grid-over '{text}' names no values; write it like cfg-scale=1,1.5,4")
+    return Axis(name.strip(), found)
+
+
+def draw_sheet(
+    sampler: Sampler, settings: SamplingSettings, labels: list[int], axes: Sequence[Axis], out: Path, world: World
+) -> None:
+    """Write ``out/sheet.png`` and its protocol, the cells shared among the ranks (collective)."""
+    if len(axes) > 2:
+        raise InputError(f"a sheet has columns and rows, but --grid-over is given {len(axes)} times; give it twice")
+    across, down = axes[0], axes[1] if len(axes) == 2 else Axis("", ("",))
+    cells = [
+        _with(_with(settings, across, value), down, other)
+        for other, value in itertools.product(down.values, across.values)
+    ]
+    for cell in cells:
+        cell.solver_for(sampler.objective)  # all of them before the first is drawn
+    make_writable_folder(out, "output folder")
+    indices = list(range(len(labels)))
+    with process_group(world, sampler.device):
+        mine = {
+            number: tiled(list(sampler.images(labels, indices, cells[number])))
+            for number in range(world.rank, len(cells), world.world_size)
+        }
+        parts: list[Any] = [None] * world.world_size
+        dist.all_gather_object(parts, mine)
+    if not world.is_rank_zero:
+        return
+    blocks: dict[int, np.ndarray] = {number: block for part in parts for number, block in part.items()}
+    columns = len(across.values)
+    rows = [
+        (_label(down, value), [blocks[row * columns + column] for column in range(columns)])
+        for row, value in enumerate(down.values)
+    ]
+    headings = [_label(across, value) for value in across.values]
+    write_png(labelled_grid(rows, headings=headings), out / SHEET)
+    write_json(
+        out / "sheet.json",
+        sampler.described()
+        | {"labels": [sampler.class_names[label] for label in labels]}
+        | {"cells": [cell.described(sampler.objective) for cell in cells]},
+    )
+    print(f"{len(cells)} x {len(labels)} images in {out / SHEET}")
+
+
+def _label(axis: Axis, value: str) -> str:
+    return f"{axis.name}={value}" if axis.name else ""
+
+
+_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "cfg-scale": ("cfg_scale", float),
+    "solver": ("solver", str),
+    "num-sampling-steps": ("num_sampling_steps", int),
+    "seed": ("seed", int),
+    "guidance-channels": ("guidance_channels", int),
+}
+_OPTIONS = ("eta", "time-shift", "tolerance", "diffusion-norm", "last-step-size")
+
+
+def _with(settings: SamplingSettings, axis: Axis, value: str) -> SamplingSettings:
+    """Return the settings with one of them changed."""
+    if not axis.name:
+        return settings
+    try:
+        if axis.name in _OPTIONS:
+            options = dict(settings.solver_options) | {axis.name.replace("-", "_"): float(value)}
+            return replace(settings, solver_options=tuple(options.items()))
+        if axis.name in _FIELDS:
+            name, read = _FIELDS[axis.name]
+            return replace(settings, **{name: read(value)})
+    except ValueError as error:
+        raise InputError(f"--grid-over {axis.name}={value} is not a number; write it like cfg-scale=1,1.5,4") from error
+    raise InputError(f"--grid-over knows no '{axis.name}'{nearest(axis.name, [*_FIELDS, *_OPTIONS])}")
