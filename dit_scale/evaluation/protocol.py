@@ -1,0 +1,75 @@
+"""What a result depends on besides the model, so that only like is compared with like."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from dit_scale.errors import InputError
+from dit_scale.evaluation.evaluator import Evaluator, Scores
+
+OF_THE_MODEL = (
+    "samples.xxh3",
+    "samples.protocol.step",
+    "samples.protocol.weights",
+    "samples.protocol.checkpoint",
+    "samples.protocol.checkpoint_digest",
+    "samples.protocol.seed",
+)
+"""What may differ between results that are compared: which model is judged, and the noise it began with."""
+_PACKAGES = ("dit_scale", "torch", "numpy", "pillow")
+
+
+def protocol_of(evaluator: Evaluator, scores: Scores, samples: dict[str, Any]) -> dict[str, Any]:
+    """Return all that a result depends on, as JSON values; ``samples`` tells the images judged."""
+    return {
+        "extractor": evaluator.extractor.identity(),
+        "reference": evaluator.reference.identity,
+        "samples": samples,
+        "definitions": scores.definitions,
+        "versions": _versions(),
+    }
+
+
+def result_of(scores: Scores, protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return a result as it is written."""
+    return {"metrics": scores.metrics, "spread": scores.spread, "notes": scores.notes, "protocol": protocol}
+
+
+def differences(protocol_a: dict[str, Any], protocol_b: dict[str, Any]) -> list[str]:
+    """Return the fields in which two protocols differ, as ``name.sub: value / value``, apart from the model's own."""
+    a, b = _flat(protocol_a), _flat(protocol_b)
+    fields = [*a, *(name for name in b if name not in a)]
+    return [
+        f"{name}: {a.get(name, 'absent')} / {b.get(name, 'absent')}"
+        for name in fields
+        if a.get(name, "absent") != b.get(name, "absent") and not _is_of_the_model(name)
+    ]
+
+
+def check_comparable(protocol_a: dict[str, Any], protocol_b: dict[str, Any], origin: str) -> None:
+    """Raise InputError naming the fields in which an earlier result's protocol differs."""
+    if found := differences(protocol_a, protocol_b):
+        raise InputError(
+            f"this result and '{origin}' were measured differently ({'; '.join(found)}); evaluate both alike, on "
+            f"samples drawn alike, or leave out --against"
+        )
+
+
+def _is_of_the_model(name: str) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in OF_THE_MODEL)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,174 @@
+"""What samples are compared with: statistics and features of real images, made once and kept by their digests."""
+
+import logging
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_scale.errors import InputError
+from dit_scale.evaluation.extractors import Extractor
+from dit_scale.evaluation.images import ARRAY, ImageArray, ImageSet, file_digest, open_images
+from dit_scale.evaluation.metrics import Gaussian, Moments
+from dit_scale.evaluation.progress import shown
+from dit_scale.files import atomic_write, make_writable_folder
+
+FEWEST_IMAGES = 16
+"""Below so many no metric means anything; each of four subsets still has a covariance."""
+MOST_FEATURES = 50_000
+"""Features of a reference that are kept; of more images every n-th, which bounds memory and the cache."""
+_CACHE_FORMAT = 1
+_STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+"""ADM's names: mean and covariance of pool_3 and of the spatial features."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images as an extractor sees them."""
+
+    identity: dict[str, Any]
+    """Digest of the file or folder, what it holds and how many images."""
+    pool: Gaussian
+    spatial: Gaussian | None
+    features: Tensor | None
+    """[M, D] fp32, for precision, recall and the kernel distance; null where statistics alone are stored."""
+    size: tuple[int, int] | None = None
+    """Width and height of the images in pixels, if there are any."""
+
+
+def check_count(count: int, what: str) -> None:
+    """Raise InputError for fewer images than any metric can do with."""
+    if count < FEWEST_IMAGES:
+        raise InputError(f"{what} holds {count} images, and the metrics need {FEWEST_IMAGES} at least; give more")
+
+
+def load_reference(path: Path, extractor: Extractor, cache: Path | None, batch_size: int = 32) -> Reference:
+    """Return the reference at a path: a folder of images, an .npz of images, or ADM's stored statistics.
+
+    What is extracted from images is kept in ``cache`` under the digests of images and weights.
+    """
+    if not path.is_dir() and _members(path) & set(_STATISTICS):
+        return _from_statistics(path, extractor, cache, batch_size)
+    images = open_images(path)
+    check_count(images.count, f"reference '{path}'")
+    return _from_images(images, extractor, cache, batch_size)
+
+
+def reference_of(
+    batches: Iterable[np.ndarray], count: int, extractor: Extractor, identity: dict[str, Any]
+) -> Reference:
+    """Extract the features of ``count`` images, uint8 [N, H, W, 3], and take their moments."""
+    pool, spatial = Moments(extractor.width), Moments(extractor.spatial_width)
+    stride = -(-count // MOST_FEATURES)
+    kept, seen, size = [], 0, None
+    for batch in batches:
+        features = extractor(torch.from_numpy(batch))
+        pool.add(features.pool)
+        if features.spatial is not None:
+            spatial.add(features.spatial)
+        kept.append(features.pool[-seen % stride :: stride])
+        seen += len(batch)
+        size = batch.shape[2], batch.shape[1]
+    pairs = [moments.gaussian() for moments in (pool, spatial)]
+    return Reference(identity, pairs[0], pairs[1] if extractor.spatial_width else None, torch.cat(kept), size)
+
+
+def _from_images(images: ImageSet, extractor: Extractor, cache: Path | None, batch_size: int) -> Reference:
+    digest = images.digest()
+    identity = {"kind": "images", "xxh3": digest, "images": images.count, "features": "every image"}
+    if images.count > MOST_FEATURES:
+        identity["features"] = f"image 1 of {-(-images.count // MOST_FEATURES)}"
+    kept = None if cache is None else cache / f"{extractor.name}-{extractor.weights_digest[:16]}-{digest}.npz"
+    found = _read_cache(kept, identity, images.size) if kept is not None else None
+    if found is not None:
+        return found
+    batches = shown(images.batches(batch_size), images.count, "reference")
+    reference = reference_of(batches, images.count, extractor, identity)
+    if kept is not None:
+        _write_cache(kept, reference)
+    return reference
+
+
+# ------------------------------------------------------------ ADM's stored statistics
+
+
+def _from_statistics(path: Path, extractor: Extractor, cache: Path | None, batch_size: int) -> Reference:
+    """Take mean and covariance from the file, and features from its images where it holds some."""
+    if not extractor.spatial_width:
+        raise InputError(
+            f"reference '{path}' holds statistics of Inception, which features of {extractor.name} cannot be compared "
+            f"with; give --weights with Inception's, or a reference of images"
+        )
+    values = _read_statistics(path, {"mu": extractor.width, "mu_s": extractor.spatial_width})
+    pool = Gaussian(values["mu"], values["sigma"])
+    spatial = Gaussian(values["mu_s"], values["sigma_s"]) if "mu_s" in values else None
+    if ARRAY not in _members(path):
+        return Reference({"kind": "statistics", "xxh3": file_digest(path)}, pool, spatial, None)
+    images = ImageArray(path)
+    check_count(images.count, f"reference '{path}'")
+    own = _from_images(images, extractor, cache, batch_size)
+    return Reference(own.identity | {"kind": "statistics and images"}, pool, spatial, own.features, own.size)
+
+
+def _read_statistics(path: Path, widths: dict[str, int]) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            values = {name: np.asarray(archive[name], np.float64) for name in _STATISTICS if name in archive}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"statistics '{path}' cannot be read ({error}); write or copy them anew") from error
+    for mean, width in widths.items():
+        covariance = mean.replace("mu", "sigma")
+        if mean == "mu_s" and mean not in values:
+            continue
+        shapes = [values[name].shape if name in values else None for name in (mean, covariance)]
+        if shapes != [(width,), (width, width)]:
+            raise InputError(
+                f"statistics '{path}' hold {mean} and {covariance} of shapes {shapes[0]} and {shapes[1]}, not "
+                f"({width},) and ({width}, {width}); give the file of ADM's suite"
+            )
+    return {name: torch.from_numpy(value) for name, value in values.items()}
+
+
+def _members(path: Path) -> set[str]:
+    """Return the names of what an .npz holds; none where it is no .npz, which reading it will say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return set()
+
+
+# ------------------------------------------------------------ the cache
+
+
+def _read_cache(path: Path, identity: dict[str, Any], size: tuple[int, int]) -> Reference | None:
+    """Return what was kept, or None where nothing is, or something that is not whole."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if int(archive["format"]) != _CACHE_FORMAT:
+                return None
+            values = {name: torch.from_numpy(archive[name]) for name in archive if name != "format"}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        log.warning("'%s' is not whole (%s): the reference is extracted anew", path, error)
+        return None
+    spatial = Gaussian(values["mu_s"], values["sigma_s"]) if "mu_s" in values else None
+    return Reference(identity, Gaussian(values["mu"], values["sigma"]), spatial, values["features"], size)
+
+
+def _write_cache(path: Path, reference: Reference) -> None:
+    assert reference.features is not None
+    values = {"mu": reference.pool.mean, "sigma": reference.pool.covariance, "features": reference.features}
+    if reference.spatial is not None:
+        values |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
+    make_writable_folder(path.parent, "cache folder")
+    with atomic_write(path) as file:
+        np.savez(file, format=np.array(_CACHE_FORMAT), **{name: value.numpy() for name, value in values.items()})
