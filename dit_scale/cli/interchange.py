@@ -1,0 +1,66 @@
+"""The commands of weights in the formats of others: export, import."""
+
+import argparse
+from pathlib import Path
+
+from dit_scale.cli.arguments import floats, positive
+
+
+def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
+    """Add this family's commands to the parser."""
+    _add_export(commands)
+    _add_import(commands)
+
+
+def _add_export(commands) -> None:  # type: ignore[no-untyped-def]
+    text = "Write a trained model's weights as the published samplers, or diffusers, load them."
+    command = commands.add_parser("export", help="weights to .pt, .safetensors or diffusers", description=text)
+    command.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder or one of its step-…")
+    command.add_argument(
+        "--to", choices=("pt", "safetensors", "diffusers"), required=True, help="diffusers: a whole DiTPipeline folder"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="PATH", help="file, or folder, to write")
+    command.add_argument("--weights", default="ema", metavar="KIND", help="ema (default), master, … as in sample")
+    command.set_defaults(run=_export)
+
+
+def _add_import(commands) -> None:  # type: ignore[no-untyped-def]
+    text = "Make a run folder of published weights; it can be sampled at once, and trained from with init_from=PATH."
+    command = commands.add_parser("import", help="published weights to a run folder", description=text)
+    command.add_argument("weights", type=Path, metavar="WEIGHTS", help="a .pt, a .safetensors, a DiTPipeline folder")
+    command.add_argument("--out", type=Path, required=True, metavar="PATH", help="run folder to write")
+    command.add_argument("--objective", choices=("gaussian", "flow"), default="gaussian", help="flow for SiT")
+    command.add_argument("--schedule", choices=("linear", "cosine"), default="linear", help="(default %(default)s)")
+    command.add_argument(
+        "--prediction", choices=("epsilon", "v", "x0"), default="epsilon", help="(default %(default)s)"
+    )
+    command.add_argument(
+        "--autoencoder", metavar="NAME", help="hub name or folder; default: the folder's, or stabilityai/sd-vae-ft-ema"
+    )
+    command.add_argument(
+        "--latent-scale", type=floats, metavar="S,…", help="one number, or one a channel; default: the autoencoder's"
+    )
+    command.add_argument("--class-names", type=Path, metavar="FILE", help="a name a line; default: numbers")
+    command.add_argument("--num-heads", type=positive, metavar="N", help="attention heads; default: the preset's")
+    command.set_defaults(run=_import)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from dit_scale.tools.exporting import export
+
+    export(options.path, options.out, options.to, options.weights)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from dit_scale.interop.pipeline_folder import Noise
+    from dit_scale.tools.importing import Unsaid, import_weights, read_class_names
+
+    unsaid = Unsaid(
+        objective=options.objective,
+        noise=Noise(schedule=options.schedule, prediction=options.prediction),
+        autoencoder=options.autoencoder,
+        latent_scale=options.latent_scale,
+        class_names=None if options.class_names is None else read_class_names(options.class_names),
+        num_heads=options.num_heads,
+    )
+    import_weights(options.weights, options.out, unsaid)

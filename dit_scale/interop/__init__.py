@@ -1,0 +1,17 @@
+"""Weights in the formats of others: published files and diffusers' pipeline folders, in and out.
+
+A state dict under the published parameter names is what all of them are turned into.
+"""
+
+from dit_scale.interop.architecture import Architecture, architecture_of
+from dit_scale.interop.published import FORMS, check_names_and_shapes, load_into, read_weights, write_weights
+
+__all__ = [
+    "FORMS",
+    "Architecture",
+    "architecture_of",
+    "check_names_and_shapes",
+    "load_into",
+    "read_weights",
+    "write_weights",
+]

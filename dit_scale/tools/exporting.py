@@ -1,0 +1,120 @@
+"""`dit-scale export`: the weights of a run or a checkpoint in the formats of others."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dit_scale.autoencoder import load_autoencoder
+from dit_scale.autoencoder.convolutional import ConvAutoencoder
+from dit_scale.checkpoint import open_whole, weights_of
+from dit_scale.config import Config, config_from
+from dit_scale.errors import InputError
+from dit_scale.files import atomic_folder, full_disk_explained, make_writable_folder
+from dit_scale.interop import FORMS, architecture_of, write_weights
+from dit_scale.interop.pipeline_folder import Noise, write_pipeline
+from dit_scale.interop.pipeline_names import TABLE_CLASSES
+from dit_scale.latents import LatentSpec
+from dit_scale.models import DiT
+from dit_scale.models.embeddings import sincos_positions
+from dit_scale.recipe import model_of
+from dit_scale.sampling import AUTOENCODER_FOLDER
+
+DIFFUSERS = "diffusers"
+FORMATS = (*FORMS, DIFFUSERS)
+"""What ``export`` can write."""
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """A trained model, whole."""
+
+    weights: dict[str, Tensor]
+    """Under the published names and in their order."""
+    model: DiT
+    """Without weights: its numbers alone."""
+    config: Config
+    latents: LatentSpec
+    class_names: list[str]
+    origin: str
+
+
+def export(path: Path, out: Path, to: str, kind: str = "ema") -> None:
+    """Write one kind of a run's or a checkpoint's weights, in fp32, as one of FORMATS.
+
+    Raises InputError where something is at ``out`` already, or the format cannot say what the model is.
+    """
+    if to in FORMS and out.suffix != f".{to}":
+        raise InputError(f"--out '{out}' does not end in .{to}, by which readers tell the format; give such a name")
+    if to in FORMS and out.exists():
+        raise InputError(f"'{out}' is there already; remove it, or give another path")
+    exported = _read(path, kind)
+    with full_disk_explained(f"'{out.parent}'", "which begins anew"):
+        if to == DIFFUSERS:
+            _write_pipeline(exported, path, out)
+        else:
+            make_writable_folder(out.parent, "folder")
+            write_weights(exported.weights, out, to)
+    print(f"weights {kind} of {exported.origin} in {out}")
+
+
+def _read(path: Path, kind: str) -> _Exported:
+    checkpoint = open_whole(path)
+    config = config_from(Config, checkpoint.description.config)
+    data = checkpoint.description.data
+    latents = LatentSpec.from_json(data["latent"])
+    with torch.device("meta"):
+        model = model_of(config.model, latents, len(data["class_names"]))
+    found = weights_of(checkpoint, kind)
+    if "pos_embed" not in found:  # fixed, so training does not save it
+        found["pos_embed"] = sincos_positions(model.hidden_size, model.grid_side).float()
+    weights = {name: found[name] for name in model.state_dict()}
+    return _Exported(weights, model, config, latents, data["class_names"], checkpoint.folder.name)
+
+
+def _write_pipeline(exported: _Exported, path: Path, out: Path) -> None:
+    _check_for_pipeline(exported, str(path))
+    checkpoint = open_whole(path)
+    run_dir = checkpoint.folder.parent.parent
+    autoencoder = load_autoencoder(checkpoint.description.data["autoencoder"], folder=run_dir / AUTOENCODER_FOLDER)
+    if not isinstance(autoencoder, ConvAutoencoder):
+        raise InputError(
+            f"the latents of '{path}' are those of autoencoder '{autoencoder.identity['name']}', which diffusers does "
+            f"not have; export --to pt or safetensors"
+        )
+    diffusion = exported.config.diffusion
+    with atomic_folder(out) as folder:
+        write_pipeline(
+            folder,
+            exported.weights,
+            architecture_of(exported.weights, str(path)),
+            exported.model.num_heads,
+            Noise(diffusion.num_timesteps, diffusion.schedule, diffusion.prediction),
+            autoencoder.as_diffusers(exported.latents.scale[0]),
+            exported.class_names,
+        )
+
+
+def _check_for_pipeline(exported: _Exported, origin: str) -> None:
+    """Raise InputError for a model of which a DiTPipeline would make something else."""
+    model, latents = exported.model, exported.latents
+    reason = None
+    if exported.config.diffusion.name != "gaussian":
+        reason = "was trained with flow matching, and DiTPipeline takes Gaussian diffusion alone"
+    elif model.num_classes > TABLE_CLASSES:
+        reason = f"has {model.num_classes} classes, and DiTPipeline takes label {TABLE_CLASSES} for the null label"
+    elif model.null_label is None:
+        reason = "has no null label (model.label_dropout=0), with which DiTPipeline guides"
+    elif model.mlp_ratio != 4.0:
+        reason = f"has model.mlp_ratio={model.mlp_ratio:g}, and DiTTransformer2DModel has 4"
+    elif len(set(latents.scale)) > 1:
+        reason = f"has a latent scale for each channel ({_listed(latents.scale)}), and DiTPipeline has one for all"
+    elif any(latents.shift):
+        reason = f"has a latent shift ({_listed(latents.shift)}), and DiTPipeline has none"
+    if reason is not None:
+        raise InputError(f"'{origin}' {reason}; export --to pt or safetensors")
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
