@@ -1,0 +1,35 @@
+"""`dit-scale COMMAND`: the only place that knows every other; one module for each family of commands."""
+
+import argparse
+import logging
+import sys
+
+from dit_scale import __version__
+from dit_scale.cli import bench, data, evaluation, interchange, runs, samples
+from dit_scale.distributed.runtime import World
+from dit_scale.errors import Failure, InputError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 done or stopped on request, 2 bad input, 1 or anything else a failure."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    rank = 0
+    try:
+        rank = World.from_environment().rank
+        level = logging.WARNING if rank else logging.INFO
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        options.run(options)
+    except (InputError, Failure) as error:
+        where = f" (rank {rank})" if rank else ""
+        print(f"dit-scale {options.command}{where}: {error}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dit-scale", description="Diffusion Transformers at scale.")
+    parser.add_argument("--version", action="version", version=f"dit-scale {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for family in (data, runs, samples, evaluation, interchange, bench):
+        family.add_commands(commands)
+    return parser

@@ -1,0 +1,80 @@
+"""The commands that measure: bench data, encode, save."""
+
+import argparse
+from pathlib import Path
+
+from dit_scale.cli.arguments import positive
+
+
+def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
+    """Add `bench` and its benchmarks to the parser."""
+    text = "Measure parts of the system on this machine."
+    command = commands.add_parser("bench", help="measure parts of the system", description=text)
+    benchmarks = command.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    _add_bench_data(benchmarks)
+    _add_bench_encode(benchmarks)
+    _add_bench_save(benchmarks)
+
+
+def _add_bench_data(benchmarks) -> None:  # type: ignore[no-untyped-def]
+    text = "Records a second and core of reading latents: ours, webdataset and StreamingDataLoader side by side."
+    command = benchmarks.add_parser("data", help="reading latents, beside webdataset and streaming", description=text)
+    command.add_argument("folder", type=Path, nargs="?", metavar="SHARDS", help="a folder of tars; default: made here")
+    command.add_argument(
+        "--records", type=positive, default=16384, metavar="N", help="to make, or to take (default %(default)s)"
+    )
+    command.add_argument(
+        "--mirrors", choices=("none", "both"), default="none", help="of the records made here (default %(default)s)"
+    )
+    _add_bench_options(command, rounds=7)
+    command.set_defaults(run=_bench_data)
+
+
+def _add_bench_encode(benchmarks) -> None:  # type: ignore[no-untyped-def]
+    text = "Images a second of encoding, and what decoding, encoding and writing take, on images that are made here."
+    command = benchmarks.add_parser("encode", help="encoding images", description=text)
+    command.add_argument(
+        "settings",
+        metavar="[CONFIG] key.sub=value",
+        nargs="*",
+        help="encode's settings; default: 256 px, one process, a small convolutional autoencoder, then the PCA codec",
+    )
+    command.add_argument("--images", type=positive, default=64, metavar="N", help="(default %(default)s)")
+    _add_bench_options(command, rounds=3)
+    command.set_defaults(run=_bench_encode)
+
+
+def _add_bench_save(benchmarks) -> None:  # type: ignore[no-untyped-def]
+    text = "How long training stands still for a save: synchronous, and written in the background."
+    command = benchmarks.add_parser("save", help="saving a checkpoint", description=text)
+    command.add_argument("--model", default="DiT-B/2", metavar="NAME", help="a preset (default %(default)s: 130M)")
+    command.add_argument(
+        "--folder", type=Path, metavar="DIR", help="on the disk to measure; default: for temporary files"
+    )
+    command.add_argument("--steps", type=positive, default=4, metavar="N", help="after each save (default %(default)s)")
+    _add_bench_options(command, rounds=3)
+    command.set_defaults(run=_bench_save)
+
+
+def _add_bench_options(command: argparse.ArgumentParser, rounds: int) -> None:
+    command.add_argument("--rounds", type=positive, default=rounds, metavar="K", help="(default %(default)s)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures and where they come from")
+
+
+def _bench_data(options: argparse.Namespace) -> None:
+    from dit_scale.tools.bench.data import bench_data
+
+    mirrors = 2 if options.mirrors == "both" else 1
+    bench_data(options.folder, options.records, mirrors, options.rounds, options.json)
+
+
+def _bench_encode(options: argparse.Namespace) -> None:
+    from dit_scale.tools.bench.encode import bench_encode
+
+    bench_encode(options.settings, options.images, options.rounds, options.json)
+
+
+def _bench_save(options: argparse.Namespace) -> None:
+    from dit_scale.tools.bench.save import bench_save
+
+    bench_save(options.model, options.folder, options.rounds, options.steps, options.json)

@@ -1,0 +1,92 @@
+"""The commands of a training run: train, doctor, status, submit."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from dit_scale.cli.arguments import add_config_command, positive
+from dit_scale.config import Config, load_config
+from dit_scale.distributed.runtime import World, die_with_parent, max_restarts
+from dit_scale.training.preemption import StopRequest
+
+
+def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
+    """Add this family's commands to the parser."""
+    add_config_command(commands, "train", "train a model on shards of latents", Config, _train)
+    _add_doctor(commands)
+    _add_status(commands)
+    _add_submit(commands)
+
+
+def _add_doctor(commands) -> None:  # type: ignore[no-untyped-def]
+    text = "check all that a training run needs, before it starts, on the ranks that it will have"
+    command = add_config_command(commands, "doctor", text, Config, _doctor)
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+
+
+def _add_status(commands) -> None:  # type: ignore[no-untyped-def]
+    text = "Say where a run stands: running or not and where, last good save, rate, why it last stopped."
+    command = commands.add_parser("status", help="where a run stands", description=text)
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder")
+    command.add_argument("--json", action="store_true", help="the same for programs")
+    command.add_argument(
+        "--requeue", action="store_true", help="for launchers: exit status 0 if the run should be begun anew, 3 if not"
+    )
+    command.add_argument("--max-restarts", type=positive, metavar="N", help="$DIT_SCALE_MAX_RESTARTS, or 100")
+    command.add_argument(
+        "--max-without-progress",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="starts at one step (default %(default)s)",
+    )
+    command.add_argument(
+        "--max-hangs", type=positive, default=3, metavar="N", help="hangs in a row (default %(default)s)"
+    )
+    command.set_defaults(run=_status)
+
+
+def _add_submit(commands) -> None:  # type: ignore[no-untyped-def]
+    text = "Hand Slurm a chain of jobs, encode -> train -> sample, each beginning when the one before has succeeded."
+    command = commands.add_parser("submit", help="encode, train and sample as Slurm jobs", description=text)
+    command.add_argument("chain", metavar="CHAIN", help="a YAML file, or the name of one in configs/")
+    command.add_argument("overrides", metavar="key.sub=value", nargs="*", help="such as paths.run=runs/b sample=null")
+    command.add_argument("--dry-run", action="store_true", help="ask Slurm whether it would take them, submit nothing")
+    command.set_defaults(run=_submit)
+
+
+def _train(options: argparse.Namespace) -> None:
+    stop = StopRequest().install()  # before torch: a signal in those seconds must not kill the task
+    if World.from_environment().world_size > 1:
+        die_with_parent()
+    config = load_config(Config, options.config, options.overrides)
+    from dit_scale.training.trainer import train
+
+    train(config, stop)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    if World.from_environment().world_size > 1:
+        die_with_parent()
+    config = load_config(Config, options.config, options.overrides)
+    from dit_scale.tools.doctor import doctor
+
+    if not doctor(config, options.json):
+        sys.exit(2)
+
+
+def _status(options: argparse.Namespace) -> None:
+    from dit_scale.tools.requeue import Limits
+    from dit_scale.tools.status import requeue, status
+
+    if options.requeue:
+        restarts = options.max_restarts or max_restarts()
+        requeue(options.run_dir, Limits(restarts, options.max_without_progress, options.max_hangs))
+    else:
+        status(options.run_dir, as_json=options.json)
+
+
+def _submit(options: argparse.Namespace) -> None:
+    from dit_scale.tools.submit import submit
+
+    submit(options.chain, options.overrides, dry_run=options.dry_run)

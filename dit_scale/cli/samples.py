@@ -1,0 +1,126 @@
+"""The commands of what a model makes: sample."""
+
+import argparse
+from pathlib import Path
+
+from dit_scale.cli.arguments import floats, positive
+from dit_scale.distributed.runtime import World, die_with_parent
+from dit_scale.errors import InputError
+
+
+def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
+    """Add this family's commands to the parser."""
+    _add_sample(commands)
+
+
+def _add_sample(commands) -> None:  # type: ignore[no-untyped-def]
+    text = "Draw images from a trained model; begun again, only those that are missing."
+    command = commands.add_parser("sample", help="draw images from a trained model", description=text)
+    command.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder or one of its step-…")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    command.add_argument("--num-samples", type=positive, default=16, metavar="N", help="images (default %(default)s)")
+    command.add_argument("--classes", default="", metavar="A,B", help="numbers or names, in turn; default: all")
+    command.add_argument("--random-classes", action="store_true", help="draw each image's class, not in turn")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="(default %(default)s)")
+    command.add_argument(
+        "--weights",
+        default="ema",
+        metavar="KIND",
+        help="ema (default), ema-DECAY of train.extra_ema_decays, post-hoc-WIDTH of train.power_ema_widths, or master",
+    )
+    command.add_argument("--decoder", metavar="NAME", help="another autoencoder's decoder: a hub name or a folder")
+    command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
+    command.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once a rank")
+    _add_solver(command)
+    _add_outputs(command)
+    command.set_defaults(run=_sample)
+
+
+def _add_solver(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("from noise to latent")
+    group.add_argument(
+        "--solver",
+        metavar="NAME",
+        help="ddpm (default), ddim, dpm-solver++; for flows heun (default), euler, midpoint, dopri5, sde",
+    )
+    group.add_argument("--num-sampling-steps", type=positive, default=50, metavar="N", help="(default %(default)s)")
+    group.add_argument(
+        "--solver-option",
+        action="append",
+        default=[],
+        metavar="NAME=X",
+        help="ddim: eta; flows: time_shift; dopri5: tolerance; sde: diffusion_norm, last_step_size",
+    )
+    group.add_argument("--cfg-scale", type=float, default=1.0, metavar="S", help="guidance; 1 is none (default)")
+    group.add_argument(
+        "--guidance-channels", type=positive, metavar="C", help="guide the first C channels (published DiT: 3); all"
+    )
+    group.add_argument(
+        "--guidance-interval",
+        type=floats,
+        default=(0.0, 1.0),
+        metavar="A,B",
+        help="guide between these noise levels only, 0 the latent and 1 noise",
+    )
+
+
+def _add_outputs(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("what is written beside the PNGs")
+    group.add_argument("--npz", action="store_true", help="samples.npz, as ADM's evaluator reads it")
+    group.add_argument(
+        "--frames", type=int, default=0, metavar="N", help="frames.png: N pictures of the way from noise"
+    )
+    group.add_argument(
+        "--grid-over",
+        action="append",
+        default=[],
+        metavar="NAME=A,B",
+        help="only sheet.png: the images under each value, such as cfg-scale=1,1.5,4; a second one makes the rows",
+    )
+    group.add_argument("--overwrite", action="store_true", help="remove the folder's images of other settings")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    if World.from_environment().world_size > 1:
+        die_with_parent()
+    from dit_scale.sampling import SamplingSettings
+    from dit_scale.sampling.job import Request, sample, start
+    from dit_scale.sampling.sheet import draw_sheet, parse_axis
+
+    if len(options.guidance_interval) != 2:
+        raise InputError("--guidance-interval takes two numbers; write it like 0.1,0.8")
+    settings = SamplingSettings(
+        options.solver,
+        options.num_sampling_steps,
+        options.cfg_scale,
+        options.guidance_channels,
+        options.seed,
+        options.guidance_interval,
+        tuple(_solver_option(text) for text in options.solver_option),
+    )
+    axes = [parse_axis(text) for text in options.grid_over]
+    classes = [name.strip() for name in options.classes.split(",") if name.strip()]
+    sampler, world = start(options.path, options.weights, options.decoder, options.precision)
+    if axes:
+        labels = sampler.labels_of(classes, options.num_samples, options.seed if options.random_classes else None)
+        draw_sheet(sampler, settings, labels, axes, options.out, world)
+        return
+    request = Request(
+        options.out,
+        options.num_samples,
+        classes,
+        options.random_classes,
+        options.batch_size,
+        options.npz,
+        options.frames,
+        options.overwrite,
+    )
+    sample(sampler, settings, request, world)
+
+
+def _solver_option(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip().replace("-", "_"), float(value)
+    except ValueError:
+        raise InputError(f"--solver-option '{text}' is not a name and a number; write it like eta=1") from None

@@ -1,0 +1,75 @@
+"""What an action costs, and several actions against each other."""
+
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an action took."""
+
+    cpu_seconds: float
+    """Of all threads of this process, and of the child processes that ended meanwhile."""
+    wall_seconds: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over rounds."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Return the spread of one value a round."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.least:.3g}-{self.most:.3g})"
+
+
+def cost_of(action: Callable[[], object]) -> Cost:
+    """Run an action and return what it took."""
+    gc.collect()  # what others left behind is not this one's
+    cpu_seconds, started = _cpu_seconds(), time.perf_counter()
+    action()
+    return Cost(_cpu_seconds() - cpu_seconds, time.perf_counter() - started)
+
+
+def in_rounds(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[Cost]]:
+    """Return the cost of each action in each round; every round runs all of them and begins with another one.
+
+    What disturbs the machine for a while so disturbs all of them, and ratios within a round hold.
+    """
+    names = list(actions)
+    costs: dict[str, list[Cost]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            costs[name].append(cost_of(actions[name]))
+    return costs
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute with one thread, so that CPU time is what one core takes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cpu_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime

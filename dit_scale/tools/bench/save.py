@@ -1,0 +1,158 @@
+"""`dit-scale bench save`: how long the step loop stands still for a save, written before its eyes or behind it."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_scale.checkpoint import Description, Position, Retention, Saver
+from dit_scale.config import EngineConfig, TrainSection
+from dit_scale.data.loader import Batch
+from dit_scale.diffusion import build_objective
+from dit_scale.distributed.engine import build_engine, plan_batches
+from dit_scale.distributed.fragments import OptimizerState
+from dit_scale.distributed.gate import UpdateGate
+from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
+from dit_scale.latents import LatentSpec
+from dit_scale.models import build_model
+from dit_scale.tools.bench.measure import Spread
+from dit_scale.tools.bench.report import check_target, origin_of, show, show_table, write_report
+from dit_scale.training.state import TrainingState
+from dit_scale.training.step import Problem, train_step
+
+_PACKAGES = ("dit_scale", "torch", "deepspeed", "numpy")
+_LATENTS = LatentSpec(channels=4, size=16)
+_CLASSES = 1000
+_BATCH = 4
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One save and the steps after it."""
+
+    stalled_seconds: float
+    """For which the loop stood still."""
+    saved_seconds: float
+    """Until all was on disk."""
+    step_seconds: float
+    """A step while it was being written, or after it."""
+
+
+class _Loop:
+    """A real training loop of one rank under ZeRO 1, on latents that are made up."""
+
+    def __init__(self, model_name: str, device: str):
+        model = build_model(model_name, latent_size=_LATENTS.size, num_classes=_CLASSES)
+        train = TrainSection(global_batch_size=_BATCH, micro_batch_size_per_gpu=_BATCH)
+        self.plan = plan_batches(train, 1)
+        self.problem = Problem(build_objective("gaussian"), _LATENTS, 0, 0.1, model.null_label)
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        self.engine = build_engine(model, EngineConfig(precision="fp32"), train, self.plan, World(), device)
+        self.gate = UpdateGate(self.engine)
+        self.state = TrainingState(OptimizerState(self.engine), train)
+        positions = torch.arange(_BATCH)
+        moments = torch.randn(_BATCH, *_LATENTS.moments_shape, generator=torch.Generator().manual_seed(0))
+        self.batch = Batch(positions, moments, positions % _CLASSES, [""] * _BATCH, {})
+
+    def step_seconds(self, count: int) -> float:
+        """Take some steps; return the seconds of each."""
+        started = time.perf_counter()
+        for _ in range(count):
+            losses, _ = train_step(self.engine, self.gate, self.problem, self.batch, self.plan, 1e-4)
+            self.state.update_emas()
+            losses.sum().item()
+        return (time.perf_counter() - started) / count
+
+    def save(self, saver: Saver, step: int, steps_after: int) -> _Round:
+        """Save, and take steps meanwhile or afterwards."""
+        started = time.perf_counter()
+        saver.save(Description(Position(step, step * _BATCH), {}, {}), self.state.part())
+        stalled = time.perf_counter() - started
+        seconds = self.step_seconds(steps_after)
+        outcome = saver.wait()
+        if outcome is None or outcome.trouble is not None:
+            raise OSError(f"the benchmark's checkpoint could not be written: {outcome and outcome.trouble}")
+        return _Round(stalled, outcome.seconds, seconds)
+
+
+def bench_save(model_name: str, folder: Path | None, rounds: int, steps: int, json_file: Path | None) -> None:
+    """Save a model's whole state in both ways, in turn, ``rounds`` times each; print and write what it took."""
+    check_target(json_file)
+    report = origin_of("save", _PACKAGES)
+    device = device_of(World())
+    set_threads(World())
+    with process_group(World(), device), _place(folder) as place:
+        loop = _Loop(model_name, device)
+        savers = {
+            "synchronous": Saver(place / "a", World(), Retention(newest=1), in_background=False),
+            "in the background": Saver(place / "b", World(), Retention(newest=1)),
+        }
+        loop.step_seconds(1)
+        measured: dict[str, list[_Round]] = {name: [] for name in savers}
+        quiet = []
+        for number in range(rounds + 1):
+            quiet.append(loop.step_seconds(steps))
+            for name, saver in savers.items():
+                measured[name].append(loop.save(saver, number, steps))
+        state_bytes = loop.state.part().num_bytes()
+    measured = {name: found[1:] for name, found in measured.items()}  # the first made the memory and the folders
+    report |= _figures(model_name, loop.num_parameters, state_bytes, steps, quiet[1:], measured)
+    _show(report)
+    write_report(report, json_file)
+
+
+def _figures(
+    model_name: str,
+    num_parameters: int,
+    num_bytes: int,
+    steps: int,
+    quiet: list[float],
+    measured: dict[str, list[_Round]],
+) -> dict[str, Any]:
+    ratios = [
+        mine.stalled_seconds / theirs.stalled_seconds
+        for mine, theirs in zip(measured["in the background"], measured["synchronous"], strict=True)
+    ]
+    return {
+        "model": model_name,
+        "parameters": num_parameters,
+        "checkpoint_bytes": num_bytes,
+        "steps_a_save": steps,
+        "step_seconds_without_a_save": asdict(Spread.of(quiet)),
+        "ways": {
+            name: {
+                figure: asdict(Spread.of([getattr(one, figure) for one in found]))
+                for figure in ("stalled_seconds", "saved_seconds", "step_seconds")
+            }
+            for name, found in measured.items()
+        },
+        "stall_ratio": asdict(Spread.of(ratios)),
+    }
+
+
+def _show(report: dict[str, Any]) -> None:
+    show(report)
+    print(
+        f"{report['model']}, {report['parameters'] / 1e6:.1f}M parameters, a checkpoint of "
+        f"{report['checkpoint_bytes'] / 1e9:.2f} GB; a step without a save takes "
+        f"{Spread(**report['step_seconds_without_a_save'])} s"
+    )
+    rows = [
+        [name, *(str(Spread(**way[figure])) for figure in ("stalled_seconds", "saved_seconds", "step_seconds"))]
+        for name, way in report["ways"].items()
+    ]
+    columns = ["a save", "the loop stands still, s", "on disk after, s", "a step then takes, s"]
+    show_table("median (least-most)", columns, rows)
+    print(f"standing still, in the background against synchronous: {Spread(**report['stall_ratio'])}")
+
+
+@contextmanager
+def _place(folder: Path | None) -> Iterator[Path]:
+    """Give an empty folder that goes with its checkpoints; ``folder`` says on which disk."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="bench-save-") as name:
+        yield Path(name)
