@@ -1,13 +1,16 @@
 """A real Slurm of two nodes on this machine: as root, without systemd, gone without a trace afterwards.
 
 All daemons and jobs live in one PID namespace, whose init is a child of this process: when that ends, however it ends,
-the kernel kills them all. Each node has a hostname of its own.
+the kernel kills them all. Each node is a namespace within that one, with a hostname of its own: killing its init is a
+power cut. GPUs are character devices that lead nowhere; Slurm counts and hands them out like real ones.
 """
 
 import os
 import random
 import shutil
+import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -29,7 +32,7 @@ SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire={expiry}
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -47,16 +50,25 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=0
 MinJobAge=3600
 FirstJobId={first_job}
+SlurmdTimeout=15
+MessageTimeout=5
 KillWait=20
 PropagateResourceLimits=NONE
-NodeName=node1 NodeHostname=node1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 State=UNKNOWN
-NodeName=node2 NodeHostname=node2 NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 State=UNKNOWN
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+GresTypes=gpu
+NodeName=node1 NodeHostname=node1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} Gres=gpu:{gpus} State=UNKNOWN
+NodeName=node2 NodeHostname=node2 NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} Gres=gpu:{gpus} State=UNKNOWN
+PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=REQUEUE GraceTime=20 State=UP
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=100 PreemptMode=OFF State=UP
 """
 # cred_expire: a requeued job begins that many seconds later, and 5 is the least. config_overrides: the machine's
-# cores need not be as many as the nodes claim.
+# cores need not be as many as the nodes claim. JobRequeue=0: the scripts' own --requeue must do.
+GPUS_PER_NODE, CPUS_PER_NODE = 2, 4
+_CREDENTIAL_SECONDS = 5
 
 _INIT = """\
 set -e
@@ -67,8 +79,15 @@ munged --foreground --force --key-file=munge.key --socket={folder}/munge.socket 
     --log-file={folder}/munged.log --seed-file={folder}/munged.seed &
 while [ ! -S munge.socket ]; do sleep 0.05; done
 slurmctld -D &
-for node in {nodes}; do
-    unshare --uts bash -c "hostname $node; exec slurmd -D -N $node" &
+node() {{
+    while :; do
+        while [ ! -e "power-$1" ]; do sleep 0.1; done
+        unshare --pid --mount --uts --fork --kill-child --mount-proc bash -c \
+            "hostname $1; slurmd -D -N $1 & while :; do wait; sleep 0.2; done" || true
+    done
+}}
+for name in {nodes}; do
+    node $name &
 done
 while :; do wait || true; sleep 0.2; done
 """
@@ -85,6 +104,11 @@ def why_not() -> str | None:
     probe = subprocess.run(["unshare", "--pid", "--mount", "--uts", "--fork", "true"], capture_output=True, text=True)
     if probe.returncode != 0:
         return f"no namespaces here ({probe.stderr.strip()}): run the container with CAP_SYS_ADMIN (--privileged)"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _make_gpu(Path(folder) / "gpu0")
+        except OSError as error:
+            return f"no devices can be made here ({error}): run the container with CAP_MKNOD (--privileged)"
     return None
 
 
@@ -117,13 +141,23 @@ def _write_files(folder: Path) -> None:
     (folder / "state").mkdir()
     for node in NODES:
         (folder / f"spool-{node}").mkdir()
+        (folder / f"power-{node}").touch()
+    for number in range(GPUS_PER_NODE):
+        _make_gpu(folder / f"gpu{number}")
+    (folder / "gres.conf").write_text(f"NodeName=node[1-2] Name=gpu File={folder}/gpu[0-{GPUS_PER_NODE - 1}]\n")
     first_job = random.SystemRandom().randrange(1, 60000)  # MASTER_PORT follows from it: not that of another cluster
-    (folder / "slurm.conf").write_text(_CONFIG.format(folder=folder, ports=_free_ports(3), first_job=first_job))
+    numbers = {"expiry": _CREDENTIAL_SECONDS, "cpus": CPUS_PER_NODE, "gpus": GPUS_PER_NODE, "first_job": first_job}
+    (folder / "slurm.conf").write_text(_CONFIG.format(folder=folder, ports=_free_ports(3), **numbers))
     names = "".join(f"127.0.0.1 {name}\n" for name in ("controller", *NODES))
     (folder / "hosts").write_text(Path("/etc/hosts").read_text() + names)
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(random.randbytes(128))
+
+
+def _make_gpu(path: Path) -> None:
+    """Make what Slurm takes for a GPU: a character device, a /dev/null of its own."""
+    os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
 
 
 def _free_ports(count: int) -> list[int]:
@@ -169,6 +203,16 @@ def _processes_of(folder: Path) -> list[int]:
     return found
 
 
+def _init_of(node: str, folder: Path) -> int:
+    """Return the process that is PID 1 in the node's namespace."""
+    for number in _processes_of(folder):
+        words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+        ids = Path(f"/proc/{number}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()
+        if ids[-1] == "1" and words[0] == b"bash" and words[-2].startswith(f"hostname {node};".encode()):
+            return number
+    raise AssertionError(f"no process is {node}'s init")
+
+
 def _wait_for(condition: Callable[[], bool], seconds: float, complaint: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -185,13 +229,22 @@ class Cluster:
 
     def run(self, *words: object, check: bool = True) -> str:
         """Run one of Slurm's clients in the checkout and return what it printed."""
+        result = self.attempt(*words)
         command = [str(word) for word in words]
-        result = subprocess.run(
-            command, env=_environment(self.folder), cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
         if check and result.returncode != 0:
             raise AssertionError(f"{' '.join(command)}: exit status {result.returncode}\n{result.stderr}{self.log()}")
         return result.stdout
+
+    def attempt(self, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the checkout as a user of the cluster, however it ends."""
+        return subprocess.run(
+            [str(word) for word in words],
+            env=_environment(self.folder) | variables,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     def submit(self, *words: object, log: Path) -> "Job":
         """Hand ``sbatch`` its words; the job's output goes to ``log``."""
@@ -203,6 +256,15 @@ class Cluster:
             _wait_for(lambda: self._idle_nodes() == set(NODES), 60, "not all nodes idle")
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.log()}") from error
+
+    def cut_power(self, node: str) -> None:
+        """Kill all that runs on a node, at once and without a word."""
+        (self.folder / f"power-{node}").unlink()
+        os.kill(_init_of(node, self.folder), signal.SIGKILL)
+
+    def restore_power(self, node: str) -> None:
+        """Boot the node again."""
+        (self.folder / f"power-{node}").touch()
 
     def _idle_nodes(self) -> set[str]:
         return set(self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split())

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.end_to_end.conftest import images  # noqa: F401  (a fixture)
+from tests.end_to_end.conftest import images, shards  # noqa: F401  (fixtures)
 from tests.slurm.cluster import Cluster, running_cluster, why_not
 
 
