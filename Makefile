@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test drills lint format clean
 .DEFAULT_GOAL := quickstart
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -25,7 +25,13 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# Kills at random moments, other numbers of ranks; a line of figures each. KILLS=n for more of them.
+drills: $(INSTALLED)
+	$(BIN)/python -m tests.drills.encode --kills $(or $(KILLS),25)
+	$(BIN)/python -m tests.drills.order
+	$(BIN)/python -m tests.drills.train --kills $(or $(KILLS),13)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

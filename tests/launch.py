@@ -1,11 +1,17 @@
-"""Start real processes as a user would: one, or several under torchrun with gloo."""
+"""Start real processes: as a user would, or several in the time that one import of torch takes."""
 
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.fork_server import ROOT, ForkServer
+
+__all__ = ["ROOT", "command", "environment", "run"]
+
+_RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"}
+_server = ForkServer()
 
 
 def command(arguments: list[object], ranks: int = 1, module: str = "dit_scale") -> list[str]:
@@ -23,16 +29,21 @@ def environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-_RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"}
-
-
 def run(
     arguments: list[object], ranks: int = 1, module: str = "dit_scale", timeout: float = 300.0, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end and return what it printed; with ``check``, a failure shows its output."""
-    result = subprocess.run(
-        command(arguments, ranks, module), env=environment(), capture_output=True, text=True, timeout=timeout, cwd=ROOT
-    )
+    """Run `python -m module …` to the end on so many ranks and return what they printed.
+
+    Real processes, forked from one that has imported torch and DeepSpeed. With ``check``, a failure shows the output.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
+        stdout.touch(), stderr.touch()
+        words = [str(word) for word in arguments]
+        request = {"words": words, "module": module, "ranks": ranks, "environment": environment()}
+        files = {"stdout": str(stdout), "stderr": str(stderr)}
+        status = _server.run(request | files, environment(), timeout)
+        result = subprocess.CompletedProcess(words, status, stdout.read_text(), stderr.read_text())
     if check and result.returncode != 0:
         raise AssertionError(f"exit status {result.returncode}\n{result.stdout[-4000:]}\n{result.stderr[-6000:]}")
     return result

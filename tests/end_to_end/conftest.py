@@ -6,27 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.end_to_end.runs import settings
 from tests.launch import run
 
 CLASSES = ("circles", "squares", "stripes")
 IMAGES_PER_CLASS = 15
-
-TINY = [
-    "model.name=custom",
-    "model.patch_size=2",
-    "model.hidden_size=32",
-    "model.depth=2",
-    "model.num_heads=2",
-    "train.global_batch_size=8",
-    "train.micro_batch_size_per_gpu=2",
-    "train.learning_rate=1e-3",
-    "train.ema_decay=0.9",
-    "engine.precision=fp32",
-    "preview.every_steps=0",
-    "log.every_steps=1",
-    "wandb.mode=disabled",
-]
-"""A model that trains in milliseconds; two micro steps a rank on two ranks."""
 
 
 def draw_images(folder: Path, classes: tuple[str, ...] = CLASSES) -> Path:
@@ -60,6 +44,14 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("data") / "latents"
     run(["encode", "quickstart-encode", *encode_settings(images, output)])
     return output
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks, ZeRO 2, fp32, to the end."""
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    run(settings(shards, run_dir, "engine.zero_stage=2"), ranks=2)
+    return run_dir
 
 
 def encode_settings(images: Path, output: Path) -> list[str]:

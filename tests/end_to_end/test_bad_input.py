@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import TINY, encode_settings
+from tests.end_to_end.conftest import encode_settings
+from tests.end_to_end.runs import TINY
 from tests.launch import run
 
 

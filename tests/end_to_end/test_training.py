@@ -1,86 +1,27 @@
 """Training as a user runs it: real processes, killed and started again."""
 
 import json
-import os
 import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
-from tests.end_to_end.conftest import TINY
-from tests.launch import ROOT, command, environment, run
-
-STEPS = 12
-
-
-def settings(shards: Path, run_dir: Path, *overrides: str) -> list[object]:
-    fixed = [f"run_dir={run_dir}", f"data.path={shards}", "data.record_keys=true", f"train.steps={STEPS}"]
-    return ["train", "quickstart", *TINY, *fixed, "checkpoint.every_steps=4", *overrides]
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def losses(run_dir: Path) -> list[float]:
-    metrics = lines(run_dir / "metrics.jsonl")
-    assert [entry["step"] for entry in metrics] == list(range(1, len(metrics) + 1))
-    return [entry["loss"] for entry in metrics]
-
-
-def keys_of_steps(run_dir: Path, ranks: int) -> list[list[str]]:
-    """Return the keys of each step over all ranks, in order."""
-    by_rank = [lines(run_dir / f"keys-rank{rank}.jsonl") for rank in range(ranks)]
-    return [[key for entry in entries for key in entry["keys"]] for entries in zip(*by_rank, strict=True)]
-
-
-def start(arguments: list[object], ranks: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(arguments, ranks),
-        env=environment(),
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"ended early:\n{process.stdout.read() if process.stdout else ''}"
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def num_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.is_file() else 0
-
-
-def workers_of(run_dir: Path) -> list[int]:
-    """Return the processes that have this run folder in their command line."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = entry.read_bytes()
-        except OSError:
-            continue
-        if f"run_dir={run_dir}".encode() in words:
-            found.append(int(entry.parent.name))
-    return found
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks, ZeRO 2, fp32, to the end."""
-    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    run(settings(shards, run_dir, "engine.zero_stage=2"), ranks=2)
-    return run_dir
+from dit_scale.checkpoint import open_whole
+from tests.disks import small_disk
+from tests.end_to_end.runs import (
+    STEPS,
+    keys_of_steps,
+    kill,
+    lines,
+    losses,
+    num_lines,
+    settings,
+    start,
+    wait_for_line,
+    wait_until,
+)
+from tests.launch import run
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted: Path) -> None:
@@ -94,7 +35,16 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Path) -> None:
         "step_seconds",
         "images_per_second",
         "mfu",
+        "data_seconds",
+        "compute_seconds",
+        "save_seconds",
+        "slowest_rank",
     } == set(entry)
+    times = lines(uninterrupted / "ranks.jsonl")
+    assert [line["step"] for line in times] == list(range(1, STEPS + 1))
+    for kind in ("data", "compute", "save", "forward"):
+        assert [len(line[f"{kind}_seconds"]) for line in times] == [2] * STEPS
+    assert [all(line["save_seconds"]) for line in times] == [step in (5, 9) for step in range(1, STEPS + 1)]
     assert (entry["step"], entry["images_seen"], entry["mfu"]) == (STEPS, STEPS * 8, None)
     assert (uninterrupted / "checkpoints" / "latest").read_text().strip() == "step-00000012"
     config = (uninterrupted / "config.yaml").read_text()
@@ -114,25 +64,53 @@ def test_a_killed_run_goes_on_to_the_last_bit(shards: Path, uninterrupted: Path,
     arguments = settings(shards, run_dir, "engine.zero_stage=2")
     process = start(arguments, ranks=2)
     wait_until(lambda: num_lines(run_dir / "metrics.jsonl") >= 6, process)
-    os.kill(process.pid, signal.SIGKILL)  # the launcher alone: its workers must not outlive it
-    process.wait()
-    deadline = time.monotonic() + 10
-    while workers_of(run_dir) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert workers_of(run_dir) == []
+    kill(process, run_dir)
     result = run(arguments, ranks=2)
     assert "going on from step-" in result.stdout
     assert losses(run_dir) == losses(uninterrupted)
     assert keys_of_steps(run_dir, 2) == keys_of_steps(uninterrupted, 2)
+    assert [line["step"] for line in lines(run_dir / "ranks.jsonl")] == list(range(1, STEPS + 1))
 
 
-def test_a_run_goes_on_with_other_ranks_and_another_stage(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_other_ranks_and_other_stages(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """2 ranks, then 1, 4 and 2 again; ZeRO 1, then 3, 2 and 0; other micro batches. The EMA's decay is 0.9."""
     run_dir = tmp_path / "run"
-    run(settings(shards, run_dir, "engine.zero_stage=3", "train.steps=6"), ranks=2)
-    run(settings(shards, run_dir, "engine.zero_stage=1", "train.micro_batch_size_per_gpu=3"), ranks=1)
+    keys: list[list[str]] = []
+    for steps, ranks, stage, micro_batch in ((3, 2, 1, 4), (6, 1, 3, 3), (9, 4, 2, 1), (STEPS, 2, 0, 2)):
+        overrides = [f"train.steps={steps}", f"engine.zero_stage={stage}"]
+        run(settings(shards, run_dir, *overrides, f"train.micro_batch_size_per_gpu={micro_batch}"), ranks)
+        by_rank = [lines(run_dir / f"keys-rank{rank}.jsonl") for rank in range(ranks)]
+        for step in range(len(keys) + 1, steps + 1):
+            keys.append([key for own in by_rank for entry in own if entry["step"] == step for key in entry["keys"]])
+    assert keys == keys_of_steps(uninterrupted, 2)
     assert losses(run_dir) == pytest.approx(losses(uninterrupted), rel=1e-5)
-    whole = [sorted(step) for step in keys_of_steps(uninterrupted, 2)]
-    assert [sorted(step["keys"]) for step in lines(run_dir / "keys-rank0.jsonl")[6:]] == whole[6:]
+    mine, theirs = (open_whole(path) for path in (run_dir, uninterrupted))
+    assert mine.weight_kinds == theirs.weight_kinds == ["master", "ema", "ema-0.5", "ema-power-0.1"]
+    for kind in mine.weight_kinds:
+        found, expected = (
+            torch.cat([value.flatten() for value in source.whole(kind).values()]) for source in (mine, theirs)
+        )
+        assert torch.linalg.vector_norm(found - expected) < 1e-5 * torch.linalg.vector_norm(expected)
+
+
+def test_a_full_disk_stops_no_training(shards: Path, tmp_path: Path) -> None:
+    """For a while neither checkpoints nor logs have room."""
+    with small_disk(tmp_path / "disk", 8 << 20) as disk:
+        run_dir = disk.folder / "run"
+        latest, metrics = run_dir / "checkpoints" / "latest", run_dir / "metrics.jsonl"
+        own = ["checkpoint.every_steps=5", "checkpoint.retry_seconds=0.5", "checkpoint.keep=1", "train.steps=100000"]
+        process = start(settings(shards, run_dir, *own), ranks=1)
+        wait_until(latest.is_file, process)
+        ballast = disk.fill()
+        said = wait_for_line(process, "IS NOT SAVED")
+        stood, good = num_lines(metrics), latest.read_text()
+        ballast.unlink()
+        wait_until(lambda: latest.read_text() != good and num_lines(metrics) > stood + 5, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert "Training goes on" in said
+        assert json.loads((run_dir / "stopped").read_text())["step"] == len(losses(run_dir))
 
 
 def test_a_signal_saves_and_leaves_a_marker(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
