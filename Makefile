@@ -25,7 +25,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
 
 # Kills at random moments, other numbers of ranks; a line of figures each. KILLS=n for more of them.
 drills: $(INSTALLED)
