@@ -95,7 +95,7 @@ def write(path: Path, findings: Sequence[Finding], world_size: int) -> None:
     try:
         write_json(path, {"status": worst.word, "world_size": world_size, "findings": values})
     except OSError as error:
-        raise InputError(f"--json {path} cannot be written: {error.strerror}; name a file in a folder of yours") from None
+        raise InputError(f"--json {path} cannot be written ({error.strerror}); give another file") from None
 
 
 def _plain(text: str) -> str:
