@@ -18,14 +18,16 @@ class Retention:
     """Those of every so many steps stay for ever; 0 is none."""
     best: int = 0
     best_by: str = "validation_loss"
-    """The metric that is compared; less is better."""
+    """The metric that is compared."""
+    higher_is_better: bool = False
 
     def kept(self, checkpoints: Path) -> set[Path]:
         """Return those of the checkpoints that stay."""
         folders = newest_first(checkpoints)
         forever = {folder for folder in folders if self.every_steps and step_of(folder) % self.every_steps == 0}
         measured = [folder for folder in folders if math.isfinite(_metric(folder, self.best_by))] if self.best else []
-        best = sorted(measured, key=lambda folder: _metric(folder, self.best_by))[: self.best]
+        sign = -1.0 if self.higher_is_better else 1.0
+        best = sorted(measured, key=lambda folder: sign * _metric(folder, self.best_by))[: self.best]
         return {*folders[: max(1, self.newest)], *forever, *best}
 
 

@@ -30,7 +30,12 @@ def _add_evaluate(commands) -> None:  # type: ignore[no-untyped-def]
         "--weights", type=Path, metavar="FILE", help="Inception's: weights-inception-2015-12-05-6726825d.pth"
     )
     command.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once (%(default)s)")
-    command.add_argument("--cache", type=Path, metavar="DIR", help="for references (~/.cache/dit_scale/references)")
+    command.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="for references; default: below $XDG_CACHE_HOME or ~/.cache",
+    )
     command.add_argument("--out", type=Path, metavar="FILE", help="the result; default: evaluation.json by the images")
     command.add_argument("--against", type=Path, metavar="OLD", help="an earlier result; print what has changed")
     command.set_defaults(run=_evaluate)

@@ -214,9 +214,9 @@ class CheckpointConfig:
     keep_every_steps: int = 0
     """Checkpoints of every so many steps stay for ever; 0 is none."""
     keep_best: int = 0
-    """Checkpoints with the least best_by that stay, too."""
+    """Checkpoints with the best best_by that stay, too."""
     best_by: str = "validation_loss"
-    """The metric that keep_best compares; it must be measured at the steps of checkpoints."""
+    """What keep_best compares: validation_loss, or a metric of evaluations such as fid; measured at a checkpoint."""
     in_background: bool = True
     """Write while training goes on, from a copy in host memory (4 bytes a number: 16 a parameter over all ranks)."""
     time_limit_margin_seconds: float = 60.0
@@ -250,6 +250,26 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    every_steps: int = 0
+    """Steps between evaluations of the EMA's images, written to evaluation/ in the run folder; 0 makes none."""
+    num_images: int = 1_000
+    """Images drawn for one, of all classes and always from the same noise."""
+    reference: str | None = None
+    """Real images: a folder, an .npz or ADM's statistics; null decodes as many records of the data."""
+    weights: str | None = None
+    """File of Inception's weights, for FID and its kin; null takes a small classifier's features, under its name."""
+    cfg_scale: float = 1.0
+    """Guidance; 1 is none."""
+    solver: str | None = None
+    """Solver; null takes the objective's default."""
+    num_sampling_steps: int = 50
+    """Steps of the solver."""
+    batch_size: int = 32
+    """Images at once on a rank; part of the protocol, as it changes last bits."""
+
+
+@dataclass(frozen=True)
 class LogConfig:
     every_steps: int = 100
     """Steps between console lines; metrics.jsonl has a line for every step."""
@@ -260,7 +280,7 @@ class WatchdogConfig:
     step_seconds: float = 600.0
     """A rank that stays so long in a step's data or computation, or gives no sign of life, ends the run; 0 is never."""
     long_seconds: float = 3600.0
-    """The same for setting up (with the first step, which compiles), saving, validation and previews; 0 is never."""
+    """The same for setting up (with the first step, which compiles), saving, measuring and previews; 0 is never."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +311,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     log: LogConfig = field(default_factory=LogConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

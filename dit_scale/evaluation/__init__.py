@@ -1,21 +1,32 @@
 """How good images are: the metrics of ADM's suite, and others under names of their own."""
 
-from dit_scale.evaluation.evaluator import Evaluator, Scores
-from dit_scale.evaluation.extractors import NAMES, Extractor, load_extractor
+from dit_scale.evaluation.evaluator import HIGHER_IS_BETTER, Evaluator, Scores
+from dit_scale.evaluation.extractors import NAMES, Extractor, Features, load_extractor
 from dit_scale.evaluation.images import ImageSet, open_images, own_protocol
 from dit_scale.evaluation.protocol import check_comparable, differences, protocol_of, result_of
-from dit_scale.evaluation.reference import Reference, check_count, load_reference, reference_of
+from dit_scale.evaluation.reference import (
+    Reference,
+    check_count,
+    default_cache,
+    extract_reference,
+    load_reference,
+    reference_of,
+)
 
 __all__ = [
+    "HIGHER_IS_BETTER",
     "NAMES",
     "Evaluator",
     "Extractor",
+    "Features",
     "ImageSet",
     "Reference",
     "Scores",
     "check_comparable",
     "check_count",
+    "default_cache",
     "differences",
+    "extract_reference",
     "load_extractor",
     "load_reference",
     "open_images",

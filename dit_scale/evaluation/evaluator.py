@@ -21,6 +21,8 @@ from dit_scale.evaluation.metrics import (
 )
 from dit_scale.evaluation.reference import Reference, check_count
 
+HIGHER_IS_BETTER = ("inception_score", "precision", "recall")
+"""How such metrics' names begin; of all others less is better."""
 NEIGHBOURS = 3
 """k of precision and recall, as in ADM's suite."""
 SPLIT_SIZE = 5_000
@@ -65,9 +67,21 @@ class Evaluator:
         }
         self._distances: dict[tuple[str, int], FrechetDistance] = {}
 
+    def metric_names(self) -> list[str]:
+        """Return what will be measured."""
+        names = [self._names["frechet"]]
+        names += ["sfid"] if self.reference.spatial is not None else []
+        names += ["inception_score"] if self.extractor.name == "inception" else []
+        compared = ("precision", "recall", "kernel") if self.reference.features is not None else ()
+        return names + [self._names[kind] for kind in compared]
+
     def evaluate(self, batches: Iterable[np.ndarray]) -> Scores:
         """Return the metrics of images, uint8 [N, H, W, 3] a batch; raises InputError where they are too few."""
-        features = _joined([self.extractor(torch.from_numpy(np.ascontiguousarray(batch))) for batch in batches])
+        return self.judge([self.extractor(torch.from_numpy(np.ascontiguousarray(batch))) for batch in batches])
+
+    def judge(self, parts: list[Features]) -> Scores:
+        """Return the metrics of images of which the features are known; raises InputError where they are too few."""
+        features = _joined(parts)
         check_count(len(features.pool), "the set of samples")
         scores = Scores()
         self._add_frechet(scores, features)

@@ -29,6 +29,11 @@ class Features:
     logits: Tensor | None = None
     """[N, 1008], Inception only: what the Inception Score is made of."""
 
+    def first(self, count: int) -> "Features":
+        """Return those of the first images."""
+        spatial = None if self.spatial is None else self.spatial[:count]
+        return Features(self.pool[:count], spatial, None if self.logits is None else self.logits[:count])
+
 
 class Extractor(ABC):
     """A frozen network in fp32."""

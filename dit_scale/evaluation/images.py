@@ -26,6 +26,9 @@ _THREADS = 8
 class ImageSet(ABC):
     """Images of one size in a fixed order."""
 
+    kind = "images"
+    """What they are, for a protocol."""
+
     def __init__(self, path: Path):
         self.path = path
         self.count = 0

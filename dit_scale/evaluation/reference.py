@@ -1,6 +1,7 @@
 """What samples are compared with: statistics and features of real images, made once and kept by their digests."""
 
 import logging
+import os
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ class Reference:
     """Width and height of the images in pixels, if there are any."""
 
 
+def default_cache() -> Path:
+    """Return where references are kept: below $XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dit_scale" / "references"
+
+
 def check_count(count: int, what: str) -> None:
     """Raise InputError for fewer images than any metric can do with."""
     if count < FEWEST_IMAGES:
@@ -58,7 +64,7 @@ def load_reference(path: Path, extractor: Extractor, cache: Path | None, batch_s
         return _from_statistics(path, extractor, cache, batch_size)
     images = open_images(path)
     check_count(images.count, f"reference '{path}'")
-    return _from_images(images, extractor, cache, batch_size)
+    return extract_reference(images, extractor, cache, batch_size)
 
 
 def reference_of(
@@ -80,9 +86,10 @@ def reference_of(
     return Reference(identity, pairs[0], pairs[1] if extractor.spatial_width else None, torch.cat(kept), size)
 
 
-def _from_images(images: ImageSet, extractor: Extractor, cache: Path | None, batch_size: int) -> Reference:
+def extract_reference(images: ImageSet, extractor: Extractor, cache: Path | None, batch_size: int = 32) -> Reference:
+    """Return images as a reference, from ``cache`` where their digest is known there."""
     digest = images.digest()
-    identity = {"kind": "images", "xxh3": digest, "images": images.count, "features": "every image"}
+    identity = {"kind": images.kind, "xxh3": digest, "images": images.count, "features": "every image"}
     if images.count > MOST_FEATURES:
         identity["features"] = f"image 1 of {-(-images.count // MOST_FEATURES)}"
     kept = None if cache is None else cache / f"{extractor.name}-{extractor.weights_digest[:16]}-{digest}.npz"
@@ -113,7 +120,7 @@ def _from_statistics(path: Path, extractor: Extractor, cache: Path | None, batch
         return Reference({"kind": "statistics", "xxh3": file_digest(path)}, pool, spatial, None)
     images = ImageArray(path)
     check_count(images.count, f"reference '{path}'")
-    own = _from_images(images, extractor, cache, batch_size)
+    own = extract_reference(images, extractor, cache, batch_size)
     return Reference(own.identity | {"kind": "statistics and images"}, pool, spatial, own.features, own.size)
 
 

@@ -16,6 +16,7 @@ from dit_scale.evaluation import (
     Reference,
     check_comparable,
     check_count,
+    default_cache,
     load_extractor,
     load_reference,
     open_images,
@@ -27,7 +28,6 @@ from dit_scale.evaluation.progress import shown
 from dit_scale.files import make_writable_folder, write_json
 
 RESULT = "evaluation.json"
-CACHE = Path("~/.cache/dit_scale/references")
 
 
 def evaluate(
@@ -42,6 +42,8 @@ def evaluate(
 ) -> None:
     """Measure, print a table and write the result; with ``against``, print the change from an earlier one."""
     world = World.from_environment()
+    if world.world_size > 1:
+        raise InputError(f"evaluate is one process, not {world.world_size}; start it without torchrun, or as one task")
     device = device_of(world)
     set_threads(world)
     before = _read_result(against) if against is not None else None
@@ -52,7 +54,7 @@ def evaluate(
     extractor = load_extractor(features, weights, device)
     if features is None and weights is None:
         _tell(f"without --weights: features of {extractor.name}; its Fréchet distance is not FID")
-    real = load_reference(reference, extractor, (cache or CACHE).expanduser(), batch_size)
+    real = load_reference(reference, extractor, cache or default_cache(), batch_size)
     _warn_of_sizes(images, real)
     evaluator = Evaluator(extractor, real)
     scores = evaluator.evaluate(shown(images.batches(batch_size), images.count, "samples"))

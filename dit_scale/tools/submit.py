@@ -32,7 +32,7 @@ class Chain:
     """Jobs that follow each other; a stage that is left out, or null, is not submitted."""
 
     name: str = "dit"
-    """The jobs are called NAME-encode, NAME-train, NAME-sample."""
+    """The jobs are called NAME-encode, NAME-train and so on."""
     paths: dict[str, str] = field(default_factory=dict)
     """Names for paths and the like, for use as ${paths.latents} below."""
     site: str | None = None
@@ -47,9 +47,11 @@ class Chain:
     """Shards -> a run; saved and requeued as often as it takes."""
     sample: Stage | None = None
     """A run -> images."""
+    evaluate: Stage | None = None
+    """Images -> metrics; one task."""
 
 
-STAGES = ("encode", "train", "sample")
+STAGES = ("encode", "train", "sample", "evaluate")
 """In this order; each has its batch script. One more is a field above, a script, and a check below."""
 
 
@@ -68,7 +70,7 @@ def submit(path: str, overrides: list[str], dry_run: bool = False) -> None:
     environment = os.environ | _site_environment(site)
     Path(chain.logs).mkdir(parents=True, exist_ok=True)
     for name, words in commands.items():
-        print(f"{name:8}{_ask(name, words, environment)}", flush=True)
+        print(f"{name:9}{_ask(name, words, environment)}", flush=True)
     if not dry_run:
         _submit_all(chain, commands, environment)
 
@@ -87,7 +89,7 @@ def _submit_all(chain: Chain, commands: dict[str, list[str]], environment: dict[
             raise
         numbers.append(number.strip().split(";")[0])  # a federation adds its cluster
         waits = f", after {numbers[-2]}" if after else ""
-        print(f"{name:8}job {numbers[-1]}{waits}; log {chain.logs}/{chain.name}-{name}-{numbers[-1]}*.log", flush=True)
+        print(f"{name:9}job {numbers[-1]}{waits}; log {chain.logs}/{chain.name}-{name}-{numbers[-1]}*.log", flush=True)
 
 
 def _command(chain: Chain, name: str, stage: Stage, site: Path | None) -> list[str]:
@@ -182,6 +184,13 @@ def _check_sample(words: list[str]) -> None:
     _need(words, "sample.command", "RUN --num-samples N --out DIR", "--out")
 
 
+def _check_evaluate(words: list[str]) -> None:
+    if len(words) < 2 or any(word.startswith("-") for word in words[:2]):
+        raise InputError(
+            f"evaluate.command='{' '.join(words)}' does not begin with two paths; write it as SAMPLES REFERENCE …"
+        )
+
+
 def _need(words: list[str], key: str, form: str, needed: str) -> None:
     if not any(word.startswith(needed) for word in words[1:]):
         raise InputError(f"{key}='{' '.join(words)}' lacks {needed}; write it as {form}")
@@ -191,4 +200,5 @@ _CHECKS: dict[str, Callable[[list[str]], None]] = {
     "encode": _check_encode,
     "train": _check_train,
     "sample": _check_sample,
+    "evaluate": _check_evaluate,
 }

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-Phase = Literal["setup", "data", "compute", "save", "validation", "preview"]
+Phase = Literal["setup", "data", "compute", "save", "validation", "evaluation", "preview"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 

@@ -67,6 +67,12 @@ class RunLog:
             self._wandb.log({"step": step, "validation_loss": loss})
             say(f"step {step}  validation loss {loss:.5f} over {num_images} images")
 
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Tell of an evaluation, which has written its own file (rank zero)."""
+        if self._wandb is not None:
+            self._wandb.log({"step": step} | {f"evaluation/{name}": value for name, value in metrics.items()})
+            say(f"step {step}  evaluation  " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
+
     def picture(self, path: Path, step: int) -> None:
         """Log a preview grid (rank zero)."""
         if self._wandb is not None:

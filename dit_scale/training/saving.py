@@ -8,6 +8,7 @@ from dit_scale.checkpoint import Description, Outcome, Retention, Saver
 from dit_scale.config import CheckpointConfig
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import Failure
+from dit_scale.evaluation import HIGHER_IS_BETTER
 from dit_scale.training.metrics import say
 from dit_scale.training.state import TrainingState
 
@@ -25,7 +26,13 @@ class Saving:
 
     def __init__(self, checkpoints: Path, settings: CheckpointConfig, world: World, num_bytes: int):
         """Collective; ``num_bytes`` is what a checkpoint takes."""
-        retention = Retention(settings.keep, settings.keep_every_steps, settings.keep_best, settings.best_by)
+        retention = Retention(
+            settings.keep,
+            settings.keep_every_steps,
+            settings.keep_best,
+            settings.best_by,
+            higher_is_better=settings.best_by.startswith(HIGHER_IS_BETTER),
+        )
         self._saver = Saver(checkpoints, world, retention, in_background=settings.in_background)
         self._settings, self._num_bytes = settings, num_bytes
         self._failed_at: float | None = None

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dit_scale.autoencoder import copy_decoder, load_autoencoder
+from dit_scale.autoencoder import copy_decoder
 from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_good, open_whole
 from dit_scale.config import Config, resolved
 from dit_scale.data.loader import Batch
@@ -21,7 +21,7 @@ from dit_scale.distributed.fragments import OptimizerState
 from dit_scale.distributed.gate import UpdateGate
 from dit_scale.distributed.runtime import World, device_of, job_end_time, process_group, set_threads
 from dit_scale.errors import NonFinite
-from dit_scale.files import full_disk_explained, is_full
+from dit_scale.files import full_disk_explained
 from dit_scale.interop import load_into, read_weights
 from dit_scale.models import DiT
 from dit_scale.models.flops import peak_flops, training_flops_per_image
@@ -30,6 +30,7 @@ from dit_scale.sampling import AUTOENCODER_FOLDER
 from dit_scale.training import run_folder
 from dit_scale.training.bad_steps import FILE_NAME as BAD_STEPS
 from dit_scale.training.bad_steps import BadSteps, watched
+from dit_scale.training.between_steps import BetweenSteps
 from dit_scale.training.data import autoencoder_folder, describe, open_dataset, open_loader
 from dit_scale.training.history import Recorder
 from dit_scale.training.markers import STOPPED, write_marker
@@ -37,13 +38,11 @@ from dit_scale.training.memory import out_of_memory_explained
 from dit_scale.training.metrics import say
 from dit_scale.training.phases import Phases
 from dit_scale.training.preemption import StopRequest, TimeLimit
-from dit_scale.training.preview import Preview
 from dit_scale.training.run_log import RunLog
 from dit_scale.training.saving import Saving
 from dit_scale.training.state import TrainingState
 from dit_scale.training.step import Problem, learning_rate_at, train_step
 from dit_scale.training.stragglers import ForwardTime, RankTimes
-from dit_scale.training.validation import Validation
 from dit_scale.training.watchdog import Watchdog
 from dit_scale.versions import versions
 
@@ -102,11 +101,7 @@ class Trainer:
         self.bad_steps = BadSteps(self.run_dir, train, world, grad_norms)
         self.saving = Saving(self.checkpoints, config.checkpoint, world, self.state.part().num_bytes())
         self.time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
-        self.preview = self._new_preview(objective)
-        self.validation = (
-            Validation(self.dataset, self.problem, config, world) if config.validation.every_steps else None
-        )
-        self.measured: dict[str, float] = {}
+        self.between_steps = BetweenSteps(config, self.dataset, self.problem, world, device, phases)
         self.log = self._prepare_folder()
         self.pending: _Report | None = None
         self.reason: str | None = None
@@ -141,9 +136,7 @@ class Trainer:
                     if is_due := self._is_due():
                         self._settle()
                 if is_due:
-                    self._validate()
-                    self._save()
-                    self._draw()
+                    self._between_steps()
 
     def _step(self, batch: Batch, stop: StopRequest) -> "_Report":
         """Take one step and start summing its numbers over ranks."""
@@ -237,7 +230,7 @@ class Trainer:
         if found is None:
             log.warning("no checkpoint to go back to from step %d: only its update is left out", bad.step)
             if self.reason is not None:
-                self._save()
+                self._save(measured={})
             return
         self.state.restore(found)
         self.position = found.description.position
@@ -250,54 +243,41 @@ class Trainer:
     # ------------------------------------------------------------ between steps
 
     def _is_due(self) -> bool:
-        """Whether a checkpoint, a preview or a validation follows this step."""
-        config, step = self.config, self.position.step
-        every = (config.checkpoint.every_steps, config.preview.every_steps, config.validation.every_steps)
-        is_last = self.reason is not None or step == config.train.steps
-        return is_last or self.saving.retries_now or any(n and step % n == 0 for n in every)
+        """Whether anything follows this step before the next."""
+        return self._is_save_due() or self.between_steps.is_due(self.position.step)
 
-    def _validate(self) -> None:
-        """Take and log the validation loss where one follows this step."""
-        step, self.measured = self.position.step, {}
-        if self.validation is None or step % self.config.validation.every_steps:
-            return
-        with self.phases("validation"):
-            loss = self.validation.loss(self.engine)
-        self.measured = {"validation_loss": loss}
-        self.log.validation(step, loss, self.validation.num_images)
-        self.step_ended = time.monotonic()
+    def _is_save_due(self) -> bool:
+        is_due = self.position.step % self.config.checkpoint.every_steps == 0
+        return is_due or self._is_last() or self.saving.retries_now
 
-    def _save(self) -> None:
-        """Save where it is time to; what is written at the end is waited for."""
-        step = self.position.step
-        is_last = self.reason is not None or step == self.config.train.steps
-        if is_last or self.saving.retries_now or step % self.config.checkpoint.every_steps == 0:
-            description = Description(
-                self.position,
-                resolved(self.config),
-                self.data_description,
-                versions(),
-                self.measured,
-                self.bad_steps.grad_norms,
-            )
-            with self.phases("save"):
-                self.log.sync()
-                self.saving.save(description, self.state)
-                if is_last:
-                    self.saving.finish(or_fail=True)
-        self.step_ended = time.monotonic()  # saving and drawing are not part of the next step's time
+    def _is_last(self) -> bool:
+        return self.reason is not None or self.position.step == self.config.train.steps
 
-    def _draw(self) -> None:
-        step, every = self.position.step, self.config.preview.every_steps
-        if self.preview is not None and (step == self.config.train.steps or step % every == 0):
-            with self.phases("preview"):
-                try:
-                    self.log.picture(self.preview.draw(self.state.ema, step), step)
-                except OSError as error:
-                    if not is_full(error):
-                        raise
-                    log.error("no room for the preview of step %d; training goes on", step)
-        self.step_ended = time.monotonic()
+    def _between_steps(self) -> None:
+        """Measure, save and draw, as far as each follows this step (collective); asked to stop, save alone."""
+        step, ema, is_stopping = self.position.step, self.state.ema, self.reason is not None
+        measured = {} if is_stopping else self.between_steps.measure(step, self.engine, ema, self.log)
+        if self._is_save_due():
+            self._save(measured)
+        if not is_stopping:
+            self.between_steps.draw(step, ema, self.log)
+        self.step_ended = time.monotonic()  # nothing of this is part of the next step's time
+
+    def _save(self, measured: dict[str, float]) -> None:
+        """Save; what is written at the end is waited for."""
+        description = Description(
+            self.position,
+            resolved(self.config),
+            self.data_description,
+            versions(),
+            measured,
+            self.bad_steps.grad_norms,
+        )
+        with self.phases("save"):
+            self.log.sync()
+            self.saving.save(description, self.state)
+            if self._is_last():
+                self.saving.finish(or_fail=True)
 
     # ------------------------------------------------------------ setting up
 
@@ -321,23 +301,6 @@ class Trainer:
         if self.world.is_rank_zero:
             print(f"going on from {found.folder.name}", flush=True)
         return found.description.position
-
-    def _new_preview(self, objective: Any) -> Preview | None:
-        if self.config.preview.every_steps == 0:
-            return None
-        manifest = self.dataset.manifest
-        autoencoder = load_autoencoder(
-            manifest.autoencoder, folder=autoencoder_folder(self.dataset), device=self.device
-        )
-        return Preview(
-            self.config,
-            objective,
-            manifest.latents,
-            list(self.dataset.class_names),
-            autoencoder,
-            self.world,
-            self.device,
-        )
 
     def _prepare_folder(self) -> RunLog:
         """Write down what the run is, and open its logs (collective)."""

@@ -1,4 +1,4 @@
-"""Encode, train and sample by `dit-scale submit`, and all that a cluster does to a run on its way.
+"""Encode, train, sample and evaluate by `dit-scale submit`, and all that a cluster does to a run on its way.
 
 Two nodes with two ranks each. One training job sees its time limit come near, is preempted, and is requeued by an
 administrator; then it ends with what an undisturbed run computes, to the last bit.
@@ -18,7 +18,7 @@ from tests.slurm.cluster import Cluster, Job
 from tests.slurm.jobs import ENDLESS, contents, finish, has_gone_on, losses, settings, write_config, write_site
 
 pytestmark = pytest.mark.timeout(1200)  # the whole story is told before the first test
-SAMPLING = ["--num-samples", 6, "--num-sampling-steps", 4, "--cfg-scale", 2, "--batch-size", 2]
+SAMPLING = ["--num-samples", 16, "--num-sampling-steps", 4, "--cfg-scale", 2, "--batch-size", 2]
 _CHAIN = """\
 name: tests
 site: {folder}/site.sh
@@ -34,6 +34,9 @@ train:
 sample:
   sbatch: --nodes=1 --ntasks-per-node=2
   command: ${{paths.run}} {sample} --out {folder}/samples
+evaluate:
+  sbatch: --nodes=1 --ntasks-per-node=1 --gpus-per-node=1
+  command: {folder}/samples {images} --cache {folder}/references
 """
 # The limit is 3 minutes, and Slurm says that it is near 170 s before it: some seconds after the start.
 
@@ -59,7 +62,7 @@ def story(cluster: Cluster, images: Path, tmp_path_factory: pytest.TempPathFacto
         "train": " ".join(settings(write_config(folder / "run.yaml", ENDLESS), folder / "latents", folder / "run")),
         "sample": " ".join(map(str, SAMPLING)),
     }
-    (folder / "chain.yaml").write_text(_CHAIN.format(folder=folder, **commands))
+    (folder / "chain.yaml").write_text(_CHAIN.format(folder=folder, images=folder / "images", **commands))
     submitted = cluster.attempt(sys.executable, "-m", "dit_scale", "submit", folder / "chain.yaml")
     assert submitted.returncode == 0, submitted.stderr
     jobs = _jobs(cluster, submitted.stdout, folder / "logs")
@@ -88,6 +91,7 @@ def _disturb(cluster: Cluster, jobs: dict[str, Job], folder: Path) -> tuple[int,
     write_config(folder / "run.yaml", steps)
     finish(train)
     finish(jobs["sample"])
+    finish(jobs["evaluate"])
     return steps, json.loads(status)
 
 
@@ -157,7 +161,7 @@ def test_status_says_where_the_run_is(story: Story) -> None:
 
 def test_the_site_launches_every_command(story: Story) -> None:
     launched = (story.folder / "launched.log").read_text()
-    for command in ("encode", "train", "status", "sample"):
+    for command in ("encode", "train", "status", "sample", "evaluate"):
         assert f"-m dit_scale {command} " in launched
 
 
@@ -171,5 +175,17 @@ def test_sampling_waits_for_the_end_and_draws_the_same_images_as_one_process(sto
     assert story.jobs["sample"].facts()["StartTime"] >= story.jobs["train"].facts()["EndTime"]
     run(["sample", story.folder / "run", *SAMPLING, "--out", tmp_path])
     images = contents(tmp_path / "images", "*.png")
-    assert len(images) == 6
+    assert len(images) == 16
     assert contents(story.folder / "samples" / "images", "*.png") == images
+
+
+def test_evaluation_waits_for_the_images_and_measures_what_one_process_does(story: Story, tmp_path: Path) -> None:
+    assert story.jobs["evaluate"].facts()["StartTime"] >= story.jobs["sample"].facts()["EndTime"]
+    place = ["--cache", story.folder / "references", "--out", tmp_path / "evaluation.json"]
+    run(["evaluate", story.folder / "samples", story.folder / "images", *place])
+    ours, theirs = (
+        json.loads((folder / "evaluation.json").read_text()) for folder in (story.folder / "samples", tmp_path)
+    )
+    assert ours["protocol"] == theirs["protocol"]
+    assert ours["metrics"] == pytest.approx(theirs["metrics"])
+    assert ours["protocol"]["samples"]["images"] == 16

@@ -19,6 +19,7 @@ def test_every_chain_that_comes_along_is_whole(path: Path) -> None:
     assert chain.encode is not None
     assert chain.train is not None
     assert chain.sample is not None
+    assert chain.evaluate is not None
     encode, train = _words(chain.encode.command, ""), _words(chain.train.command, "")
     load_config(EncodeConfig, encode[0], encode[1:])
     load_config(Config, train[0], train[1:])
@@ -48,11 +49,12 @@ def test_what_a_site_exports_for_sbatch_reaches_sbatch_and_nothing_else_does(tmp
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["encode=null", "train=null", "sample=null"], "has no stage"),
+        (["encode=null", "train=null", "sample=null", "evaluate=null"], "has no stage"),
         (["train.command=dit-xl-2-256 data.path=x"], "lacks run_dir="),
         (["train.command=dit-xl-2-256 run_dir=x data.path=y train.stesp=3"], "did you mean 'steps'"),
         (["encode.command=imagenet-256-encode source.path=x"], "lacks output="),
         (["sample.command=runs/x --num-samples 3"], "lacks --out"),
+        (["evaluate.command=runs/x --weights w.pth"], "does not begin with two paths"),
         (["sample.command=runs/x --out 'images"], "close the quotes"),
         (["trian=null"], "did you mean 'train'"),
     ],

@@ -1,0 +1,81 @@
+"""What is measured and drawn between steps: the validation loss, evaluations and preview grids."""
+
+import logging
+from typing import Any
+
+from dit_scale.config import Config
+from dit_scale.data.loader import LatentDataset
+from dit_scale.distributed.runtime import World
+from dit_scale.files import is_full
+from dit_scale.training.ema import ShardedEMA
+from dit_scale.training.ema_images import EMAImages
+from dit_scale.training.evaluation import Evaluation, check_is_measured
+from dit_scale.training.phases import Phases
+from dit_scale.training.preview import Preview
+from dit_scale.training.run_log import RunLog
+from dit_scale.training.step import Problem
+from dit_scale.training.validation import Validation
+
+log = logging.getLogger(__name__)
+
+
+class BetweenSteps:
+    """Each as often as its section of the configuration says."""
+
+    def __init__(
+        self, config: Config, dataset: LatentDataset, problem: Problem, world: World, device: str, phases: Phases
+    ):
+        """Raises InputError for settings that do not fit, before the first step."""
+        self._config, self._phases = config, phases
+        validation, evaluation, preview = config.validation, config.evaluation, config.preview
+        self._validation = Validation(dataset, problem, config, world) if validation.every_steps else None
+        needs_images = evaluation.every_steps or preview.every_steps
+        images = EMAImages(config, problem.objective, dataset, device) if needs_images else None
+        self._preview = Preview(config, images, world) if images and preview.every_steps else None
+        self._evaluation = Evaluation(config, images, dataset, world) if images and evaluation.every_steps else None
+        if world.is_rank_zero:
+            names = ["validation_loss"] if self._validation else []
+            check_is_measured(config, names + (self._evaluation.metric_names() if self._evaluation else []))
+
+    def is_due(self, step: int) -> bool:
+        """Whether anything follows this step."""
+        return self._validates(step) or self._evaluates(step) or self._draws(step)
+
+    def measure(self, step: int, engine: Any, ema: ShardedEMA, run_log: RunLog) -> dict[str, float]:
+        """Return what is measured after this step, written down (collective)."""
+        measured: dict[str, float] = {}
+        if self._validation is not None and self._validates(step):
+            with self._phases("validation"):
+                loss = self._validation.loss(engine)
+            measured["validation_loss"] = loss
+            run_log.validation(step, loss, self._validation.num_images)
+        if self._evaluation is not None and self._evaluates(step):
+            with self._phases("evaluation"):
+                metrics = self._evaluation.scores(ema, step)
+            measured |= metrics
+            run_log.evaluation(step, metrics)
+        return measured
+
+    def draw(self, step: int, ema: ShardedEMA, run_log: RunLog) -> None:
+        """Draw the preview that follows this step (collective); a full disk stops no training."""
+        if self._preview is None or not self._draws(step):
+            return
+        with self._phases("preview"):
+            try:
+                run_log.picture(self._preview.draw(ema, step), step)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                log.error("no room for the preview of step %d; training goes on", step)
+
+    def _validates(self, step: int) -> bool:
+        return bool(self._validation) and step % self._config.validation.every_steps == 0
+
+    def _evaluates(self, step: int) -> bool:
+        return bool(self._evaluation) and (self._is_last(step) or step % self._config.evaluation.every_steps == 0)
+
+    def _draws(self, step: int) -> bool:
+        return bool(self._preview) and (self._is_last(step) or step % self._config.preview.every_steps == 0)
+
+    def _is_last(self, step: int) -> bool:
+        return step == self._config.train.steps

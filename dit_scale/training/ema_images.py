@@ -1,0 +1,56 @@
+"""What the EMA draws while a run goes on: for preview grids, and to be judged."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dit_scale.autoencoder import Autoencoder, load_autoencoder
+from dit_scale.config import Config
+from dit_scale.data.loader import LatentDataset
+from dit_scale.diffusion import Objective
+from dit_scale.errors import InputError
+from dit_scale.models import DiT
+from dit_scale.recipe import model_of
+from dit_scale.sampling import SamplingSettings, decode, sample_latents
+from dit_scale.training.data import autoencoder_folder
+from dit_scale.training.ema import ShardedEMA
+
+
+class EMAImages:
+    """Draws images with the average; image ``i`` depends on (seed, i), its label, the settings and the weights."""
+
+    def __init__(self, config: Config, objective: Objective, dataset: LatentDataset, device: str):
+        self.objective, self.latents, self.device = objective, dataset.manifest.latents, device
+        self.class_names = list(dataset.class_names)
+        self.autoencoder: Autoencoder = load_autoencoder(
+            dataset.manifest.autoencoder, folder=autoencoder_folder(dataset), device=device
+        )
+        self._model = config.model
+
+    def check(self, settings: SamplingSettings, section: str) -> None:
+        """Raise InputError now rather than at the first image where settings of a configuration section do not fit."""
+        settings.solver_for(self.objective)
+        if settings.cfg_scale != 1 and not self._model.label_dropout:
+            raise InputError(
+                f"{section}.cfg_scale={settings.cfg_scale} guides, but model.label_dropout=0 leaves no null label to "
+                f"guide with; give {section}.cfg_scale=1"
+            )
+
+    def gather(self, ema: ShardedEMA) -> DiT:
+        """Return a model with the whole average on every rank (collective)."""
+        model = model_of(self._model, self.latents, len(self.class_names)).to(self.device).eval()
+        model.load_state_dict(ema.gather(self.device), strict=False)  # positions are fixed, not averaged
+        return model
+
+    def draw(self, model: DiT, labels: Sequence[int], indices: Sequence[int], settings: SamplingSettings) -> np.ndarray:
+        """Return images, uint8 [N, S, S, 3]."""
+        latent = sample_latents(
+            model,
+            self.objective,
+            self.latents,
+            torch.tensor(labels, device=self.device),
+            torch.tensor(indices, device=self.device),
+            settings,
+        )
+        return decode(latent, self.latents, self.autoencoder)

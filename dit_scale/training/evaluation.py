@@ -1,0 +1,154 @@
+"""How good the EMA's images are: a small evaluation of fixed seeds, every so often while a run goes on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from xxhash import xxh3_64
+
+from dit_scale.config import Config
+from dit_scale.data.loader import LatentDataset
+from dit_scale.distributed.runtime import World
+from dit_scale.errors import InputError
+from dit_scale.evaluation import (
+    Evaluator,
+    Features,
+    ImageSet,
+    Reference,
+    check_count,
+    default_cache,
+    extract_reference,
+    load_extractor,
+    load_reference,
+    protocol_of,
+    result_of,
+)
+from dit_scale.files import write_json
+from dit_scale.sampling import SamplingSettings, decode
+from dit_scale.training.ema import ShardedEMA
+from dit_scale.training.ema_images import EMAImages
+
+FOLDER = "evaluation"
+
+
+class Evaluation:
+    """Writes ``evaluation/step-00000100.json``: metrics of images drawn from the same noise at every step."""
+
+    def __init__(self, config: Config, images: EMAImages, dataset: LatentDataset, world: World):
+        evaluation = config.evaluation
+        self._images, self._world = images, world
+        self._count, self._batch_size = evaluation.num_images, evaluation.batch_size
+        check_count(self._count, f"evaluation.num_images={self._count}")
+        self._settings = SamplingSettings(
+            evaluation.solver, evaluation.num_sampling_steps, evaluation.cfg_scale, seed=config.seed
+        )
+        images.check(self._settings, "evaluation")
+        self._folder = Path(config.run_dir) / FOLDER
+        weights = None if evaluation.weights is None else Path(evaluation.weights)
+        self._extractor = load_extractor(None, weights, images.device)
+        self._evaluator: Evaluator | None = None
+        if world.is_rank_zero:  # the others wait for it at their next meeting
+            origin = None if evaluation.reference is None else Path(evaluation.reference)
+            reference = self._reference(origin, dataset)
+            self._evaluator = Evaluator(self._extractor, reference)
+
+    def metric_names(self) -> list[str]:
+        """Return what is measured, on rank zero; nothing elsewhere."""
+        return [] if self._evaluator is None else self._evaluator.metric_names()
+
+    def scores(self, ema: ShardedEMA, step: int) -> dict[str, float]:
+        """Draw, judge, write the result and return the metrics (collective)."""
+        mine = list(self._features(ema))
+        parts: list[list[tuple[int, Features]] | None] = [None] * self._world.world_size
+        dist.gather_object(mine, parts if self._world.is_rank_zero else None)
+        metrics: list[dict[str, float]] = [{}]
+        if self._evaluator is not None:
+            by_batch = dict(entry for part in parts if part is not None for entry in part)
+            scores = self._evaluator.judge([by_batch[batch] for batch in sorted(by_batch)])
+            result = result_of(scores, protocol_of(self._evaluator, scores, self._samples(step)))
+            self._folder.mkdir(exist_ok=True)
+            write_json(self._folder / f"step-{step:08d}.json", {"step": step} | result)
+            metrics = [scores.metrics]
+        dist.broadcast_object_list(metrics)
+        return metrics[0]
+
+    def _features(self, ema: ShardedEMA) -> Iterator[tuple[int, Features]]:
+        """Yield the numbers of this rank's batches and their images' features.
+
+        Batches are cut alike and filled up on any number of ranks, so that the arithmetic is the same.
+        """
+        model = self._images.gather(ema)
+        labels = spread_labels(self._count, len(self._images.class_names))
+        size = self._batch_size
+        for batch in range(self._world.rank, -(-self._count // size), self._world.world_size):
+            indices = list(range(batch * size, min(self._count, (batch + 1) * size)))
+            padded = indices + [indices[-1]] * (size - len(indices))
+            images = self._images.draw(model, [labels[index] for index in padded], padded, self._settings)
+            yield batch, self._extractor(torch.from_numpy(images)).first(len(indices))
+
+    def _samples(self, step: int) -> dict[str, object]:
+        return {
+            "images": self._count,
+            "batch_size": self._batch_size,
+            "protocol": {
+                "step": step,
+                "weights": "ema",
+                "precision": "fp32",
+                "autoencoder": self._images.autoencoder.identity,
+                **self._settings.described(self._images.objective),
+                "classes": "all",
+                "class_choice": "in turn" if self._count >= len(self._images.class_names) else "spread evenly",
+            },
+        }
+
+    def _reference(self, origin: Path | None, dataset: LatentDataset) -> Reference:
+        cache = default_cache()
+        if origin is not None:
+            return load_reference(origin, self._extractor, cache, self._batch_size)
+        decoded = DecodedRecords(dataset, self._images, self._count)
+        check_count(decoded.count, f"data '{decoded.path}'")
+        return extract_reference(decoded, self._extractor, cache, self._batch_size)
+
+
+class DecodedRecords(ImageSet):
+    """Records of the data, spread evenly over it, as the autoencoder decodes them: the best that a model can reach."""
+
+    kind = "decoded latents"
+
+    def __init__(self, dataset: LatentDataset, images: EMAImages, count: int):
+        super().__init__(Path(dataset.folders[0].storage.location))
+        self._dataset, self._images = dataset, images
+        self.count = min(count, len(dataset))
+        self._records = np.linspace(0, len(dataset) - 1, self.count).round().astype(np.int64)
+        self.size = next(self.batches(1)).shape[2:0:-1]
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        for first in range(0, self.count, batch_size):
+            records = self._records[first : first + batch_size]
+            moments, _ = self._dataset.read(records, np.zeros(len(records), bool))
+            mean = moments.to(self._images.device, torch.float32).chunk(2, dim=1)[0]
+            latents = self._images.latents
+            yield decode(latents.normalise(mean), latents, self._images.autoencoder)
+
+    def digest(self) -> str:
+        what = f"{self._dataset.fingerprint()} {self._images.autoencoder.identity} {self.count}"
+        return xxh3_64(what.encode()).hexdigest()
+
+
+def spread_labels(count: int, num_classes: int) -> list[int]:
+    """Return a label for each image: all classes equally often, or, of more classes than images, every n-th."""
+    if count >= num_classes:
+        return [index % num_classes for index in range(count)]
+    return [index * num_classes // count for index in range(count)]
+
+
+def check_is_measured(config: Config, names: list[str]) -> None:
+    """Raise InputError where checkpoints are to be kept by a metric that is not among what the run measures."""
+    best_by = config.checkpoint.best_by
+    if config.checkpoint.keep_best and best_by not in names:
+        way_out = (
+            f"choose one of {', '.join(names)}" if names else "give validation.every_steps, evaluation.every_steps"
+        )
+        raise InputError(f"checkpoint.best_by={best_by} is not measured in this run; {way_out}")
