@@ -178,6 +178,8 @@ def test_pruning_keeps_the_newest_the_regular_and_the_best_and_sweeps_leftovers(
     (tmp_path / copy).mkdir()
     prune(tmp_path, Retention(newest=2, every_steps=4, best=1))
     assert names(tmp_path) == ["latest", copy, *(f"step-{step:08d}" for step in (2, 4, 5, 6))]
+    prune(tmp_path, Retention(newest=1, best=1, higher_is_better=True))
+    assert names(tmp_path) == ["latest", copy, *(f"step-{step:08d}" for step in (5, 6))]
     prune(tmp_path, Retention(newest=1))
     assert names(tmp_path) == ["latest", copy, "step-00000006"]
 

@@ -13,6 +13,7 @@ import pytest
 
 from dit_scale.training.history import Attempt, read_history
 from tests.end_to_end.conftest import encode_settings
+from tests.evaluation.small import pictures, write_folder
 from tests.launch import run
 from tests.slurm.cluster import Cluster, Job
 from tests.slurm.jobs import ENDLESS, contents, finish, has_gone_on, losses, settings, write_config, write_site
@@ -36,7 +37,7 @@ sample:
   command: ${{paths.run}} {sample} --out {folder}/samples
 evaluate:
   sbatch: --nodes=1 --ntasks-per-node=1 --gpus-per-node=1
-  command: {folder}/samples {images} --cache {folder}/references
+  command: {folder}/samples {folder}/reference --cache {folder}/references
 """
 # The limit is 3 minutes, and Slurm says that it is near 170 s before it: some seconds after the start.
 
@@ -62,7 +63,8 @@ def story(cluster: Cluster, images: Path, tmp_path_factory: pytest.TempPathFacto
         "train": " ".join(settings(write_config(folder / "run.yaml", ENDLESS), folder / "latents", folder / "run")),
         "sample": " ".join(map(str, SAMPLING)),
     }
-    (folder / "chain.yaml").write_text(_CHAIN.format(folder=folder, images=folder / "images", **commands))
+    write_folder(folder / "reference", pictures(range(20), size=32))
+    (folder / "chain.yaml").write_text(_CHAIN.format(folder=folder, **commands))
     submitted = cluster.attempt(sys.executable, "-m", "dit_scale", "submit", folder / "chain.yaml")
     assert submitted.returncode == 0, submitted.stderr
     jobs = _jobs(cluster, submitted.stdout, folder / "logs")
@@ -182,10 +184,8 @@ def test_sampling_waits_for_the_end_and_draws_the_same_images_as_one_process(sto
 def test_evaluation_waits_for_the_images_and_measures_what_one_process_does(story: Story, tmp_path: Path) -> None:
     assert story.jobs["evaluate"].facts()["StartTime"] >= story.jobs["sample"].facts()["EndTime"]
     place = ["--cache", story.folder / "references", "--out", tmp_path / "evaluation.json"]
-    run(["evaluate", story.folder / "samples", story.folder / "images", *place])
-    ours, theirs = (
-        json.loads((folder / "evaluation.json").read_text()) for folder in (story.folder / "samples", tmp_path)
-    )
+    run(["evaluate", story.folder / "samples", story.folder / "reference", *place])
+    ours, theirs = (json.loads((at / "evaluation.json").read_text()) for at in (story.folder / "samples", tmp_path))
     assert ours["protocol"] == theirs["protocol"]
     assert ours["metrics"] == pytest.approx(theirs["metrics"])
     assert ours["protocol"]["samples"]["images"] == 16
