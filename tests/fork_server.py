@@ -5,6 +5,7 @@ status. Each rank is a process of its own, with torchrun's variables where there
 the others once one has failed. Tests of the launcher itself, of signals and of kills start real torchruns.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -17,6 +18,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
+_HEAVY = (
+    "deepspeed",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "matplotlib.pyplot",
+    "dit_scale.sampling.job",
+    "dit_scale.tools.doctor",
+    "dit_scale.tools.importing",
+    "dit_scale.training.trainer",
+    "preprocessing.encode",
+)
 
 
 class ForkServer:
@@ -58,9 +69,8 @@ def serve() -> None:
 
 
 def _import_heavy() -> None:
-    import deepspeed  # noqa: F401
-
-    import preprocessing.encode  # noqa: F401
+    for name in _HEAVY:
+        importlib.import_module(name)
 
 
 def _run(request: dict[str, Any]) -> int:

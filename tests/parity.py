@@ -16,21 +16,27 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def assert_parity(name: str, actual: Any, expected: Any, rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    """Compare numbers with a reference, and print the largest error.
-
-    Where the environment names a file in DIT_SCALE_PARITY_REPORT, ``name max_abs max_rel`` is added;
-    ``max_rel`` is relative to the largest reference value.
-    """
+    """Compare numbers with a reference, and print the largest error."""
     actual = torch.as_tensor(actual, dtype=torch.float64).detach()
     expected = torch.as_tensor(expected, dtype=torch.float64)
     assert actual.shape == expected.shape
-    error = (actual - expected).abs()
-    line = f"{name} {error.max():.2e} {error.max() / expected.abs().max():.2e}"
+    record(name, actual, expected)
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}")
+
+
+def record(name: str, actual: Tensor, expected: Tensor) -> float:
+    """Print the largest error, and return it relative to the largest reference value.
+
+    Where the environment names a file in DIT_SCALE_PARITY_REPORT, ``name max_abs max_rel`` is added.
+    """
+    error = (actual.double() - expected.double()).abs().max()
+    relative = error / expected.double().abs().max()
+    line = f"{name} {error:.2e} {relative:.2e}"
     print(line)
     if report := os.environ.get("DIT_SCALE_PARITY_REPORT"):
         with Path(report).open("a") as file:
             file.write(line + "\n")
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}")
+    return relative.item()
 
 
 def load_json(name: str) -> Any:

@@ -33,7 +33,6 @@ def check_backend(requested: str) -> None:
         raise InputError(f"attention {requested!r} is unknown{nearest(requested, BACKENDS)}")
 
 
-@torch.compiler.assume_constant_result  # decided while tracing, and no part of the graph
 def choose_backend(requested: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """Return ``"xformers"`` or ``"sdpa"``; the choice and its reason are logged once.
 

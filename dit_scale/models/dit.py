@@ -28,18 +28,16 @@ def _modulation(hidden_size: int, num_vectors: int) -> nn.Sequential:
 class SelfAttention(nn.Module):
     """Multi-head self-attention."""
 
-    def __init__(self, hidden_size: int, num_heads: int, backend: str) -> None:
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.backend = backend
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, backend: str) -> Tensor:
         """Map tokens [N, T, D] to [N, T, D]."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))  # [N, T, 3, H, D/H]
         query, key, value = qkv.unbind(dim=2)  # 3 x [N, T, H, D/H]
-        backend = choose_backend(self.backend, qkv.device, qkv.dtype)
         mixed = attention(query, key, value, backend)  # [N, T, H, D/H]
         return self.proj(mixed.flatten(2))  # [N, T, D]
 
@@ -61,19 +59,19 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """A transformer block with adaptive LayerNorm and zero-initialised gates (figure 3, adaLN-Zero)."""
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, attention: str) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = _norm(hidden_size)
-        self.attn = SelfAttention(hidden_size, num_heads, attention)
+        self.attn = SelfAttention(hidden_size, num_heads)
         self.norm2 = _norm(hidden_size)
         self.mlp = FeedForward(hidden_size, mlp_ratio)
         self.adaLN_modulation = _modulation(hidden_size, num_vectors=6)
 
-    def forward(self, tokens: Tensor, conditioning: Tensor) -> Tensor:
-        """Map tokens [N, T, D] under ``conditioning`` [N, D] to [N, T, D]."""
+    def forward(self, tokens: Tensor, conditioning: Tensor, backend: str) -> Tensor:
+        """Map tokens [N, T, D] under ``conditioning`` [N, D] to [N, T, D]; ``backend`` is attention's."""
         modulation = self.adaLN_modulation(conditioning)[:, None]  # [N, 1, 6D]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # 6 x [N, 1, D]
-        tokens = tokens + gate1 * self.attn(modulate(self.norm1(tokens), shift1, scale1))
+        tokens = tokens + gate1 * self.attn(modulate(self.norm1(tokens), shift1, scale1), backend)
         return tokens + gate2 * self.mlp(modulate(self.norm2(tokens), shift2, scale2))
 
 
@@ -117,6 +115,7 @@ class DiT(nn.Module):
         super().__init__()
         _check_sizes(latent_size, patch_size, hidden_size, num_heads, label_dropout)
         check_backend(attention)
+        self.attention = attention
         self.latent_size, self.patch_size, self.in_channels = latent_size, patch_size, in_channels
         self.hidden_size, self.depth, self.num_heads, self.mlp_ratio = hidden_size, depth, num_heads, mlp_ratio
         self.num_classes, self.label_dropout, self.learn_sigma = num_classes, label_dropout, learn_sigma
@@ -127,7 +126,7 @@ class DiT(nn.Module):
         self.t_embedder = TimestepEmbedding(hidden_size)
         self.y_embedder = LabelEmbedding(num_classes + (self.null_label is not None), hidden_size)
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid_side**2, hidden_size), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(hidden_size, num_heads, mlp_ratio, attention) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 
@@ -158,8 +157,9 @@ class DiT(nn.Module):
         """
         tokens = self.x_embedder(latent) + self.pos_embed  # [N, T, D]
         conditioning = self.t_embedder(timestep) + self.y_embedder(label)  # [N, D]
+        backend = choose_backend(self.attention, tokens.device, tokens.dtype)  # here, outside of what is compiled
         for block in self.blocks:
-            tokens = block(tokens, conditioning)
+            tokens = block(tokens, conditioning, backend)
         patches = self.final_layer(tokens, conditioning)  # [N, T, P*P*C_out]
         return self.unpatchify(patches)  # [N, C_out, S, S]
 

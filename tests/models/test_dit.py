@@ -54,7 +54,7 @@ def test_a_new_model_is_zero_and_its_blocks_the_identity() -> None:
     assert torch.count_nonzero(model(*inputs())) == 0
     tokens, conditioning = torch.randn(3, 16, 32), torch.randn(3, 32)
     for block in model.blocks:
-        assert torch.equal(block(tokens, conditioning), tokens)
+        assert torch.equal(block(tokens, conditioning, "sdpa"), tokens)
 
 
 def test_norms_are_plain_with_the_published_epsilon() -> None:

@@ -15,8 +15,9 @@ from tests.launch import ROOT, environment
 def test_images_in_pictures_out(given: str, tmp_path: Path) -> None:
     images = draw_images(tmp_path / "images") if given == "images" else tmp_path / "nowhere"
     out = tmp_path / "out"
+    small = ["train.steps=6", "model.depth=2", "model.hidden_size=64", "wandb.mode=disabled"]
     result = subprocess.run(
-        ["quickstart/run.sh", Path(sys.executable).parent, out, images, "train.steps=6", "wandb.mode=disabled"],
+        ["quickstart/run.sh", Path(sys.executable).parent, out, images, *small],
         capture_output=True,
         text=True,
         cwd=ROOT,
