@@ -5,7 +5,7 @@ import logging
 import sys
 
 from dit_scale import __version__
-from dit_scale.cli import bench, data, evaluation, interchange, runs, samples
+from dit_scale.cli import bench, data, evaluation, interchange, planning, runs, samples
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import Failure, InputError
 
@@ -30,6 +30,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dit-scale", description="Diffusion Transformers at scale.")
     parser.add_argument("--version", action="version", version=f"dit-scale {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for family in (data, runs, samples, evaluation, interchange, bench):
+    for family in (data, planning, runs, samples, evaluation, interchange, bench):
         family.add_commands(commands)
     return parser

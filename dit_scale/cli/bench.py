@@ -1,4 +1,4 @@
-"""The commands that measure: bench data, encode, save."""
+"""The commands that measure: bench step, sample, comm, data, encode, save."""
 
 import argparse
 from pathlib import Path
@@ -11,9 +11,65 @@ def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
     text = "Measure parts of the system on this machine."
     command = commands.add_parser("bench", help="measure parts of the system", description=text)
     benchmarks = command.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    _add_bench_step(benchmarks)
+    _add_bench_sample(benchmarks)
+    _add_bench_comm(benchmarks)
     _add_bench_data(benchmarks)
     _add_bench_encode(benchmarks)
     _add_bench_save(benchmarks)
+
+
+def _add_bench_step(benchmarks) -> None:  # type: ignore[no-untyped-def]
+    text = "A whole training step (forward, backward, update, EMA) under DeepSpeed, beside another code's."
+    command = benchmarks.add_parser("step", help="a training step, beside a peer's", description=text)
+    _add_model_options(command, batch_size=16)
+    _add_peer(command)
+    command.add_argument(
+        "--checkpoint-every-blocks", type=int, default=0, metavar="K", help="activation checkpointing (default none)"
+    )
+    _add_bench_options(command, rounds=5)
+    command.set_defaults(run=_bench_step)
+
+
+def _add_bench_sample(benchmarks) -> None:  # type: ignore[no-untyped-def]
+    text = "DDIM with guidance, beside another code's, from the same weights and noise."
+    command = benchmarks.add_parser("sample", help="sampling, beside a peer's", description=text)
+    _add_model_options(command, batch_size=8)
+    _add_peer(command)
+    command.add_argument("--num-sampling-steps", type=positive, default=10, metavar="N", help="(default %(default)s)")
+    _add_bench_options(command, rounds=5)
+    command.set_defaults(run=_bench_sample)
+
+
+def _add_bench_comm(benchmarks) -> None:  # type: ignore[no-untyped-def]
+    text = "What the ranks of a step tell each other: counted, beside what plan says; and all-reduces timed."
+    command = benchmarks.add_parser("comm", help="communication of a step", description=text)
+    _add_model_options(command, batch_size=16)
+    command.add_argument(
+        "--micro-batch-size", type=positive, default=8, metavar="N", help="of a rank (default %(default)s)"
+    )
+    command.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), default=1, help="(default %(default)s)")
+    _add_bench_options(command, rounds=5)
+    command.set_defaults(run=_bench_comm)
+
+
+def _add_model_options(command: argparse.ArgumentParser, batch_size: int) -> None:
+    command.add_argument("--model", default="DiT-S/2", metavar="NAME", help="a preset (default %(default)s)")
+    command.add_argument("--image-size", type=positive, default=256, metavar="PX", help="(default %(default)s)")
+    command.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help="(default %(default)s)")
+    command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
+    command.add_argument("--compile", action="store_true", help="compile each block")
+
+
+def _add_peer(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--peer-path",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a checkout of facebookresearch/DiT or fast-DiT, or benchmarks/plain; may be given several times",
+    )
 
 
 def _add_bench_data(benchmarks) -> None:  # type: ignore[no-untyped-def]
@@ -59,6 +115,59 @@ def _add_bench_save(benchmarks) -> None:  # type: ignore[no-untyped-def]
 def _add_bench_options(command: argparse.ArgumentParser, rounds: int) -> None:
     command.add_argument("--rounds", type=positive, default=rounds, metavar="K", help="(default %(default)s)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the figures and where they come from")
+
+
+def _bench_step(options: argparse.Namespace) -> None:
+    from dit_scale.config import EngineConfig
+    from dit_scale.tools.bench.step import bench_step
+
+    engine = EngineConfig(
+        zero_stage=1,
+        precision=options.precision,
+        compile=options.compile,
+        checkpoint_every_blocks=options.checkpoint_every_blocks,
+    )
+    bench_step(
+        options.model,
+        options.image_size,
+        options.batch_size,
+        engine,
+        options.peer_path,
+        options.rounds,
+        options.json,
+    )
+
+
+def _bench_sample(options: argparse.Namespace) -> None:
+    from dit_scale.config import EngineConfig
+    from dit_scale.tools.bench.sample import bench_sample
+
+    bench_sample(
+        options.model,
+        options.image_size,
+        options.batch_size,
+        options.num_sampling_steps,
+        EngineConfig(precision=options.precision, compile=options.compile),
+        options.peer_path,
+        options.rounds,
+        options.json,
+    )
+
+
+def _bench_comm(options: argparse.Namespace) -> None:
+    from dit_scale.config import EngineConfig
+    from dit_scale.tools.bench.comm import bench_comm
+
+    engine = EngineConfig(zero_stage=options.zero_stage, precision=options.precision, compile=options.compile)
+    bench_comm(
+        options.model,
+        options.image_size,
+        options.batch_size,
+        options.micro_batch_size,
+        engine,
+        options.rounds,
+        options.json,
+    )
 
 
 def _bench_data(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The commands of a training run: train, doctor, status, submit."""
+"""The commands of a training run: train, doctor, status, report, submit."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
     add_config_command(commands, "train", "train a model on shards of latents", Config, _train)
     _add_doctor(commands)
     _add_status(commands)
+    _add_report(commands)
     _add_submit(commands)
 
 
@@ -65,6 +66,14 @@ def _train(options: argparse.Namespace) -> None:
     train(config, stop)
 
 
+def _add_report(commands) -> None:  # type: ignore[no-untyped-def]
+    text = "Write a run's own page: one HTML file that needs no network; also while the run goes on."
+    command = commands.add_parser("report", help="a run's own page", description=text)
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder")
+    command.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run folder")
+    command.set_defaults(run=_report)
+
+
 def _doctor(options: argparse.Namespace) -> None:
     if World.from_environment().world_size > 1:
         die_with_parent()
@@ -84,6 +93,14 @@ def _status(options: argparse.Namespace) -> None:
         requeue(options.run_dir, Limits(restarts, options.max_without_progress, options.max_hangs))
     else:
         status(options.run_dir, as_json=options.json)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from dit_scale.tools.report import write_report
+
+    out = options.out or options.run_dir / "report.html"
+    write_report(options.run_dir, out)
+    print(f"{out}, {out.stat().st_size / 1e6:.1f} MB")
 
 
 def _submit(options: argparse.Namespace) -> None:

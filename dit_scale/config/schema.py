@@ -76,7 +76,7 @@ class EncodeConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = "DiT-XL/2"
-    """A preset, DiT-{S,B,L,XL}/{2,4,8}, or `custom` with the four fields below."""
+    """A preset, DiT-{S,B,L,XL}/{2,4,8} or DiT-{1.5B,3B,7B}/2, or `custom` with the four fields below."""
     patch_size: int | None = None
     """Side of a patch in latent pixels; null takes the preset's."""
     hidden_size: int | None = None

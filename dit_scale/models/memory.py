@@ -14,8 +14,8 @@ from dit_scale.models.dit import DiT
 FP32_BYTES = 4
 CHECKPOINT_BYTES_PER_PARAMETER = 16
 """Master weight, two Adam moments and EMA, fp32 each."""
-_STAGE_3_LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance
-_STAGE_3_PERSISTENT = 100_000  # its stage3_param_persistence_threshold: smaller parameters stay whole
+STAGE_3_REUSE_DISTANCE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance
+STAGE_3_PERSISTENT = 100_000  # its stage3_param_persistence_threshold: smaller parameters stay whole
 _STAGE_0_BUCKET = 500_000_000  # elements that its engine flattens for one all-reduce at stage 0
 _LOSS_LATENTS = 15  # fp32 tensors of a latent's shape that the Gaussian objective keeps; a flow keeps fewer
 
@@ -119,6 +119,11 @@ def checkpoint_bytes(model: DiT, num_extra_emas: int = 0) -> int:
     return (CHECKPOINT_BYTES_PER_PARAMETER + FP32_BYTES * num_extra_emas) * trainable
 
 
+def activation_bytes_per_image(model: DiT, bytes_per_number: int) -> int:
+    """Return the bytes that autograd keeps of one image, where nothing is recomputed."""
+    return _activations(model, TrainingSetup(micro_batch_size=1, bytes_per_number=bytes_per_number))[0]
+
+
 # ---------------------------------------------------------------- parts
 
 
@@ -127,9 +132,9 @@ def _parameter_elements(sizes: Sequence[int], setup: TrainingSetup) -> tuple[int
     total = sum(sizes)
     if setup.zero_stage < 3:
         return total, 0
-    persistent = sum(size for size in sizes if size <= _STAGE_3_PERSISTENT)
+    persistent = sum(size for size in sizes if size <= STAGE_3_PERSISTENT)
     # DeepSpeed keeps what is used again within so many parameters: a model below that is gathered whole.
-    gathered = max(0, min(total, _STAGE_3_LIVE_PARAMETERS) - persistent)
+    gathered = max(0, min(total, STAGE_3_REUSE_DISTANCE) - persistent)
     return sum(-(-size // setup.world_size) for size in sizes) + persistent, gathered
 
 

@@ -1,4 +1,4 @@
-"""The twelve published sizes of DiT (arXiv 2212.09748, table 1), and models built from them by name."""
+"""The twelve published sizes of DiT (arXiv 2212.09748, table 1), larger ones, and models built from them by name."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -23,12 +23,17 @@ _SIZES = {  # depth, hidden_size, num_heads
     "L": (24, 1024, 16),
     "XL": (28, 1152, 16),
 }
+_LARGER_SIZES = {  # ours, named by their parameters; heads of 64 or 128, which attention kernels do not pad
+    "1.5B": (36, 1536, 24),
+    "3B": (40, 2048, 32),
+    "7B": (42, 3072, 24),
+}
 
 PRESETS: dict[str, Preset] = {
     f"DiT-{size}/{patch_size}": Preset(*numbers, patch_size)
     for size, numbers in _SIZES.items()
     for patch_size in (2, 4, 8)
-}
+} | {f"DiT-{size}/2": Preset(*numbers, 2) for size, numbers in _LARGER_SIZES.items()}
 
 
 def build_model(

@@ -73,7 +73,7 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
         if autoencoder is not None:
             (folder / AUTOENCODER_FOLDER).mkdir()
             save_autoencoder(autoencoder, folder / AUTOENCODER_FOLDER)
-        write_config(folder, config)
+        write_config(folder, config, "no device: imported")
         data = {"fingerprint": None, "latent": asdict(latents), "class_names": class_names, "autoencoder": identity}
         _save(folder, Description(Position(), resolved(config), data, versions()), weights)
     print(f"{model.name}, {len(class_names)} classes, {said.objective}: in {out}; dit-scale sample {out} draws from it")

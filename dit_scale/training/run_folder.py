@@ -22,9 +22,9 @@ def only_writer(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def write_config(run_dir: Path, config: Config) -> None:
-    """Write config.yaml: the resolved settings, versions and the git commit as comments above them."""
-    head = [f"{name} {number}" for name, number in versions().items()]
+def write_config(run_dir: Path, config: Config, device: str) -> None:
+    """Write config.yaml: the resolved settings; versions, git commit and what computes as comments above them."""
+    head = [*(f"{name} {number}" for name, number in versions().items()), f"on {device}"]
     with atomic_write(run_dir / "config.yaml", "w") as file:
         file.write("".join(f"# {line}\n" for line in head) + to_yaml(config))
 

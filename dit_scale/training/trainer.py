@@ -16,6 +16,7 @@ from dit_scale.autoencoder import copy_decoder
 from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_good, open_whole
 from dit_scale.config import Config, resolved
 from dit_scale.data.loader import Batch
+from dit_scale.distributed.devices import memory_of
 from dit_scale.distributed.engine import build_engine, plan_batches
 from dit_scale.distributed.fragments import OptimizerState
 from dit_scale.distributed.gate import UpdateGate
@@ -189,6 +190,7 @@ class Trainer:
         peak = peak_flops(self.device, self.config.engine.precision)
         metrics = {
             "step": report.position.step,
+            "time": time.time(),
             "images_seen": report.position.images_seen,
             "loss": loss if math.isfinite(loss) else None,
             "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
@@ -305,7 +307,9 @@ class Trainer:
     def _prepare_folder(self) -> RunLog:
         """Write down what the run is, and open its logs (collective)."""
         if self.world.is_rank_zero:
-            run_folder.write_config(self.run_dir, self.config)
+            run_folder.write_config(
+                self.run_dir, self.config, f"{self.world.world_size} x {memory_of(self.device).name}"
+            )
             identity = self.dataset.manifest.autoencoder
             copy_decoder(identity, autoencoder_folder(self.dataset), self.run_dir / AUTOENCODER_FOLDER)
         return RunLog(self.config, self.world, self.position.step)

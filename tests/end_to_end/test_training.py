@@ -28,6 +28,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Path) -> None:
     entry = lines(uninterrupted / "metrics.jsonl")[-1]
     assert {
         "step",
+        "time",
         "images_seen",
         "loss",
         "grad_norm",

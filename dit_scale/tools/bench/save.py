@@ -8,26 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dit_scale.checkpoint import Description, Position, Retention, Saver
-from dit_scale.config import EngineConfig, TrainSection
-from dit_scale.data.loader import Batch
-from dit_scale.diffusion import build_objective
-from dit_scale.distributed.engine import build_engine, plan_batches
-from dit_scale.distributed.fragments import OptimizerState
-from dit_scale.distributed.gate import UpdateGate
+from dit_scale.config import EngineConfig
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
 from dit_scale.latents import LatentSpec
 from dit_scale.models import build_model
+from dit_scale.tools.bench.loop import CLASSES, Loop
 from dit_scale.tools.bench.measure import Spread
 from dit_scale.tools.bench.report import check_target, origin_of, show, show_table, write_report
-from dit_scale.training.state import TrainingState
-from dit_scale.training.step import Problem, train_step
 
 _PACKAGES = ("dit_scale", "torch", "deepspeed", "numpy")
 _LATENTS = LatentSpec(channels=4, size=16)
-_CLASSES = 1000
 _BATCH = 4
 
 
@@ -43,29 +34,14 @@ class _Round:
     """A step while it was being written, or after it."""
 
 
-class _Loop:
-    """A real training loop of one rank under ZeRO 1, on latents that are made up."""
-
-    def __init__(self, model_name: str, device: str):
-        model = build_model(model_name, latent_size=_LATENTS.size, num_classes=_CLASSES)
-        train = TrainSection(global_batch_size=_BATCH, micro_batch_size_per_gpu=_BATCH)
-        self.plan = plan_batches(train, 1)
-        self.problem = Problem(build_objective("gaussian"), _LATENTS, 0, 0.1, model.null_label)
-        self.num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        self.engine = build_engine(model, EngineConfig(precision="fp32"), train, self.plan, World(), device)
-        self.gate = UpdateGate(self.engine)
-        self.state = TrainingState(OptimizerState(self.engine), train)
-        positions = torch.arange(_BATCH)
-        moments = torch.randn(_BATCH, *_LATENTS.moments_shape, generator=torch.Generator().manual_seed(0))
-        self.batch = Batch(positions, moments, positions % _CLASSES, [""] * _BATCH, {})
+class _SavingLoop(Loop):
+    """A loop that saves."""
 
     def step_seconds(self, count: int) -> float:
         """Take some steps; return the seconds of each."""
         started = time.perf_counter()
         for _ in range(count):
-            losses, _ = train_step(self.engine, self.gate, self.problem, self.batch, self.plan, 1e-4)
-            self.state.update_emas()
-            losses.sum().item()
+            self.step()
         return (time.perf_counter() - started) / count
 
     def save(self, saver: Saver, step: int, steps_after: int) -> _Round:
@@ -87,7 +63,9 @@ def bench_save(model_name: str, folder: Path | None, rounds: int, steps: int, js
     device = device_of(World())
     set_threads(World())
     with process_group(World(), device), _place(folder) as place:
-        loop = _Loop(model_name, device)
+        model = build_model(model_name, latent_size=_LATENTS.size, num_classes=CLASSES)
+        engine = EngineConfig(precision="fp32")
+        loop = _SavingLoop(model, _LATENTS, engine, _BATCH, _BATCH, World(), device)
         savers = {
             "synchronous": Saver(place / "a", World(), Retention(newest=1), in_background=False),
             "in the background": Saver(place / "b", World(), Retention(newest=1)),
