@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dit_scale.cli.arguments import add_config_command, positive
 from dit_scale.config import Config, load_config
+from dit_scale.errors import InputError
 
 
 def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
@@ -34,7 +35,12 @@ def _plan(options: argparse.Namespace) -> None:
     from dit_scale.tools.plan import Request, plan
     from dit_scale.tools.plan.cluster import Cluster, gpu_named
 
-    config = load_config(Config, options.config, [*options.overrides, *_places(options)])
+    try:
+        config = load_config(Config, options.config, [*options.overrides, *_places(options)])
+    except InputError as error:
+        if "data.path" in str(error):
+            raise InputError(f"{error}, or give --image-size, such as 256, to plan without data") from None
+        raise
     cluster = Cluster(
         gpu_named(options.gpu), options.gpus, options.gpus_per_node, options.network / 8 * 1e9, options.disk * 1e9
     )

@@ -1,10 +1,10 @@
 """`dit-scale plan`: what a configuration will take and give on a cluster, before anything is bought or queued."""
 
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -65,7 +65,11 @@ def plan(config: Config, cluster: Cluster, request: Request) -> bool:
         _show_found(plans, cluster)
     _show(best, model, cluster, request)
     if request.chart is not None:
-        draw(scalings(best, model, cluster), f"{title.replace(f'{cluster.num_gpus} x ', '')}, predicted", request.chart)
+        draw(
+            scalings(best, model, cluster, request.search),
+            f"{title.replace(f'{cluster.num_gpus} x ', '')}, predicted",
+            request.chart,
+        )
         print(f"scaling from 1 to 4096 GPUs drawn in {request.chart}")
     if request.json_file is not None:
         write_json(request.json_file, _as_json(plans, model, cluster))
@@ -94,7 +98,12 @@ def _show_model(model: DiT, title: str) -> None:
 
 
 def _show_found(plans: list[Plan], cluster: Cluster) -> None:
-    table = Table(title=f"{plural(len(plans), 'setup')} of those tried fit, the fastest first", title_justify="left")
+    table = Table(
+        title=f"{plural(len(plans), 'setup')} of those tried fit, the fastest first",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for column in ("images/s", "MFU", "step", "memory", "settings"):
         table.add_column(column, justify="left" if column == "settings" else "right", overflow="fold")
     for one in plans[:_MOST_ROWS]:
@@ -112,8 +121,8 @@ def _show_found(plans: list[Plan], cluster: Cluster) -> None:
 def _show(one: Plan, model: DiT, cluster: Cluster, request: Request) -> None:
     """Print memory, communication, time and cost of one plan."""
     print(f"with {one.overrides()}, global batch {one.config.train.global_batch_size}:")
-    memory = Table("memory a GPU", title_justify="left")
-    memory.add_column("", justify="right")
+    memory = Table("memory a GPU", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    memory.columns[1].justify = "right"
     for name, words in _PARTS:
         if size := getattr(one.memory, name):
             memory.add_row(words, gigabytes(size))
@@ -127,7 +136,7 @@ def _show(one: Plan, model: DiT, cluster: Cluster, request: Request) -> None:
         f"{prediction.images_per_second:,.0f} images/s ({prediction.images_per_second / cluster.num_gpus:,.0f} a GPU), "
         f"MFU {prediction.mfu:.1%}; {train.steps:,} steps take {seconds / 86400:,.1f} days and {hours:,.0f} GPU hours, "
         f"which cost {hours * request.price:,.0f} at {request.price:g} an hour; a save takes "
-        f"{timedelta(seconds=round(prediction.save_seconds, 1))} behind the steps"
+        f"{prediction.save_seconds:.1f} s behind the steps"
     )
     if not one.fits(cluster):
         limit = 0.9 * cluster.gpu.memory_bytes
@@ -137,7 +146,7 @@ def _show(one: Plan, model: DiT, cluster: Cluster, request: Request) -> None:
 
 def _time_table(one: Plan, model: DiT, cluster: Cluster) -> Table:
     step = one.prediction.step
-    table = Table("a step, predicted", "", title_justify="left")
+    table = Table("a step, predicted", "", box=box.SIMPLE_HEAD, pad_edge=False)
     table.columns[1].justify = "right"
     rows = [
         ("matrix products", step.products),

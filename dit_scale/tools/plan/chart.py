@@ -7,7 +7,7 @@ from dit_scale.errors import InputError
 from dit_scale.files import atomic_write
 from dit_scale.models import DiT
 from dit_scale.tools.plan.cluster import Cluster
-from dit_scale.tools.plan.search import Plan, plan_of
+from dit_scale.tools.plan.search import Plan, plan_of, search
 
 MOST_GPUS = 4096
 
@@ -29,16 +29,20 @@ class Scaling:
         return [plan.prediction.images_per_second / plan.setup.world_size for plan in self.plans]
 
 
-def scalings(plan: Plan, model: DiT, cluster: Cluster) -> list[Scaling]:
-    """Return weak scaling (a global batch that grows with the GPUs) and strong scaling (one that stays)."""
+def scalings(plan: Plan, model: DiT, cluster: Cluster, searching: bool) -> list[Scaling]:
+    """Return weak scaling (a global batch that grows with the GPUs) and strong scaling (one that stays).
+
+    With the plan's settings everywhere or, ``searching``, with the best that fit each number of GPUs.
+    """
     config, images = plan.config, plan.config.train.global_batch_size
     each = images // cluster.num_gpus
     counts = [1 << power for power in range(MOST_GPUS.bit_length())]
 
     def at(count: int, global_batch_size: int) -> Plan | None:
         train = replace(config.train, global_batch_size=global_batch_size)
+        there, changed = replace(cluster, num_gpus=count), replace(config, train=train)
         try:
-            return plan_of(replace(config, train=train), model, replace(cluster, num_gpus=count))
+            return next(iter(search(changed, model, there)), None) if searching else plan_of(changed, model, there)
         except InputError:  # more GPUs than images
             return None
 
@@ -67,7 +71,8 @@ def draw(found: list[Scaling], title: str, path: Path) -> None:
     gpus = found[0].gpus()
     left.plot(gpus, [count * found[0].per_gpu()[0] for count in gpus], "k:", lw=1, label="linear")
     left.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="images/s")
-    right.set(xscale="log", xlabel="GPUs", ylabel="of one GPU's rate, %", ylim=(0, 105))
+    right.set(xscale="log", xlabel="GPUs", ylabel="of one GPU's rate, %")
+    right.set_ylim(bottom=0)
     for axes in (left, right):
         axes.set_xticks([1, 8, 64, 512, 4096], ["1", "8", "64", "512", "4096"])
         axes.minorticks_off()

@@ -14,6 +14,8 @@ from dit_scale.tools.plan.cluster import Cluster
 
 MATMUL_SHARE = 0.8
 """Of a datasheet's FLOP/s: 790 of 989 TFLOP/s were measured on an H200 with large bf16 products."""
+HALF_RATE_TOKENS = 512
+"""Tokens in a micro batch at which products run at half of that: small ones do not fill a GPU."""
 BANDWIDTH_SHARE = 0.8
 """Of memory's and the network's datasheet rates."""
 PASSES_EAGER, PASSES_COMPILED = 9.0, 3.0
@@ -76,7 +78,9 @@ def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, c
     """Return the time of a step in which each rank sees so many images."""
     gpu, every = cluster.gpu, setup.checkpoint_every_blocks
     recomputed = len(range(0, model.depth, every)) / model.depth if every else 0.0
-    rate = gpu.bf16_flops * MATMUL_SHARE * (2 / setup.bytes_per_number)  # fp32 at half of it, as TF32 is
+    tokens = min(images, setup.micro_batch_size) * model.grid_side**2
+    share = MATMUL_SHARE * tokens / (tokens + HALF_RATE_TOKENS)
+    rate = gpu.bf16_flops * share * (2 / setup.bytes_per_number)  # fp32 at half of it, as TF32 is
     products = images * training_flops_per_image(model) * (1 + recomputed / 3) / rate
     passes = (PASSES_COMPILED if compiled else PASSES_EAGER) * (1 + recomputed / 3)
     memory_rate = gpu.memory_bandwidth * BANDWIDTH_SHARE

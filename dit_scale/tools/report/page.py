@@ -12,6 +12,7 @@ import jinja2
 import plotly.offline
 from PIL import Image
 
+from dit_scale.errors import InputError
 from dit_scale.files import atomic_write
 from dit_scale.tools.report.charts import charts_of
 from dit_scale.tools.report.reading import Record, read_record
@@ -32,7 +33,9 @@ class Preview:
 
 
 def write_report(run_dir: Path, out: Path) -> None:
-    """Write the page of a run; raises InputError where the folder holds no run."""
+    """Write the page of a run; raises InputError where the folder holds no run, or ``out`` cannot be written."""
+    if not out.parent.is_dir():
+        raise InputError(f"--out '{out}' is in no folder that is there; make it, or give another file")
     record, status = read_record(run_dir), look(run_dir)
     settings, versions = _split_config((run_dir / "config.yaml").read_text())
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
