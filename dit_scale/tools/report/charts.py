@@ -10,7 +10,7 @@ from plotly.utils import PlotlyJSONEncoder
 from dit_scale.tools.report.reading import Curve, Record, Restart
 
 _BLUE, _ORANGE, _GREEN, _RED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
-_SMOOTHING = 0.05
+_SMOOTHING = 0.01
 """A smoothed curve is an average whose memory is this part of the run."""
 _TIMES = (
     ("data_seconds", "waiting for data", _ORANGE),
@@ -139,7 +139,7 @@ def _finish(
         template="none",
         margin={"l": 56, "r": 12, "t": 8, "b": 40},
         height=300,
-        showlegend=has_legend or bool(restarts),
+        showlegend=has_legend,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",

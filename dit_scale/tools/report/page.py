@@ -46,7 +46,7 @@ def write_report(run_dir: Path, out: Path) -> None:
         facts=_facts(record, status),
         charts=charts_of(record),
         previews=_previews(record.previews),
-        attempts=_attempts(record),
+        attempts=_attempts(record, status),
         lost=_span(sum(restart.lost_seconds or 0.0 for restart in record.restarts)),
         num_restarts=len(record.restarts),
         num_skipped=record.num_skipped,
@@ -76,12 +76,15 @@ def _facts(record: Record, status: Status) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value is not None]
 
 
-def _attempts(record: Record) -> list[dict[str, str]]:
+def _attempts(record: Record, status: Status) -> list[dict[str, str]]:
     lost = {restart.step: restart.lost_seconds for restart in record.restarts}
-    return [
+    rows = [
         _attempt(attempt, lost.get(int(attempt.start["step"])) if number else None)
         for number, attempt in enumerate(record.attempts)
     ]
+    if rows and status.state == "running":
+        rows[-1]["ended"] = "running"
+    return rows
 
 
 def _attempt(attempt: Attempt, lost_seconds: float | None) -> dict[str, str]:
@@ -91,7 +94,7 @@ def _attempt(attempt: Attempt, lost_seconds: float | None) -> dict[str, str]:
         "at": f"{start['step']:,}",
         "ranks": f"{start.get('world_size', '?')}, ZeRO {start.get('zero_stage', '?')}",
         "where": " ".join(str(start[key]) for key in ("host", "job") if start.get(key)),
-        "ended": attempt.cause if end is not None else "killed, or running",
+        "ended": attempt.cause,
         "step": f"{end['step']:,}" if end is not None else "",
         "error": str(end.get("error") or "") if end is not None else "",
         "lost": _span(lost_seconds) if lost_seconds is not None else "",
