@@ -16,6 +16,9 @@ from dit_scale.tools.bench.data import OURS, STREAMING, UNVERIFIED, WEBDATASET, 
 from dit_scale.tools.bench.readers import OwnReader, StreamingReader, WebDatasetReader
 from dit_scale.tools.bench.shards import write_synthetic
 from tests.data.shard_folder import write_folder
+from tests.launch import ROOT, run
+
+PLAIN = ROOT / "benchmarks" / "plain"
 
 
 def _report(path: Path) -> dict[str, Any]:
@@ -142,3 +145,52 @@ def test_saving_is_measured_on_a_real_loop(tmp_path: Path, capsys: pytest.Captur
     for way in report["ways"].values():
         assert all(spread["median"] > 0 for spread in way.values())
     assert "the loop stands still" in capsys.readouterr().out
+
+
+def test_a_step_is_measured_beside_a_plain_one_of_the_same_weights(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    small = ["--model", "DiT-S/8", "--image-size", "128", "--batch-size", "2", "--rounds", "1"]
+    main(["bench", "step", *small, "--peer-path", str(PLAIN), "--json", str(out)])
+    report = _report(out)
+    assert report["output_difference"]["plain"] < 1e-5
+    assert set(report["seconds"]) == {"dit_scale", "plain"}
+    for name in report["seconds"]:
+        assert list(report["parts"][name]) == ["forward and backward", "optimizer", "EMA"]
+        assert sum(report["kernels"][name].values()) == pytest.approx(1.0)
+        assert report["kernels"][name]["matrix products"] > 0.0
+
+
+def test_sampling_is_measured_beside_a_plain_one_that_draws_the_same(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    small = ["--model", "DiT-S/8", "--image-size", "128", "--batch-size", "2", "--num-sampling-steps", "5"]
+    main(["bench", "sample", *small, "--rounds", "1", "--peer-path", str(PLAIN), "--json", str(out)])
+    report = _report(out)
+    assert report["latent_difference"]["plain"] < 1e-4
+    assert report["speedup"]["plain"]["median"] > 0.0
+
+
+def test_communication_is_counted_as_planned(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    small = [
+        "--model",
+        "DiT-S/8",
+        "--image-size",
+        "64",
+        "--batch-size",
+        "4",
+        "--micro-batch-size",
+        "2",
+        "--rounds",
+        "1",
+    ]
+    run(["bench", "comm", *small, "--json", out], ranks=2)
+    report = json.loads(out.read_text())
+    for kind, num_bytes in report["planned_bytes"].items():
+        assert 0 <= report["counted"][kind]["num_bytes"] - num_bytes <= 64
+
+
+def test_a_peer_laid_out_otherwise_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "step", "--model", "DiT-S/8", "--peer-path", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "holds no models.py and diffusion/" in capsys.readouterr().err
