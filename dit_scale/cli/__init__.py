@@ -12,8 +12,7 @@ from dit_scale.errors import Failure, InputError
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done or stopped on request, 2 bad input, 1 or anything else a failure."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parsed(arguments)
     rank = 0
     try:
         rank = World.from_environment().rank
@@ -24,6 +23,17 @@ def main(arguments: list[str] | None = None) -> None:
         where = f" (rank {rank})" if rank else ""
         print(f"dit-scale {options.command}{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse; settings may also follow options, which argparse by itself does not take."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if wrong := [word for word in rest if "=" not in word or word.startswith("-") or "overrides" not in options]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
