@@ -138,7 +138,7 @@ class Wandb:
     def log(self, metrics: dict[str, Any]) -> None:
         """Log the metrics of one step."""
         if self._run is not None:
-            values = {key: value for key, value in metrics.items() if value is not None and key != "step"}
+            values = {key: value for key, value in metrics.items() if value is not None and key not in ("step", "time")}
             self._run.log(values, step=metrics["step"])
 
     def log_picture(self, path: Path, step: int) -> None:

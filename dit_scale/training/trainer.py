@@ -163,7 +163,17 @@ class Trainer:
         numbers = torch.cat((losses.sum().view(1), torch.tensor(flags, device=losses.device), times))
         work = dist.all_reduce(numbers, async_op=True)
         return _Report(
-            self.position, batch.keys, batch.damaged, rate, seconds, numbers, grad_norm, was_updated, work, stop
+            self.position,
+            batch.keys,
+            batch.damaged,
+            rate,
+            seconds,
+            time.time(),
+            numbers,
+            grad_norm,
+            was_updated,
+            work,
+            stop,
         )
 
     def _settle(self) -> None:
@@ -190,7 +200,7 @@ class Trainer:
         peak = peak_flops(self.device, self.config.engine.precision)
         metrics = {
             "step": report.position.step,
-            "time": time.time(),
+            "time": report.time,
             "images_seen": report.position.images_seen,
             "loss": loss if math.isfinite(loss) else None,
             "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
@@ -339,6 +349,8 @@ class _Report:
     damaged: dict[int, str]
     learning_rate: float
     seconds: float
+    time: float
+    """When it ended, in seconds since 1970."""
     numbers: Tensor
     """Summed over ranks: losses, records set aside, who was asked to stop, who wants to save again; ranks' times."""
     grad_norm: float

@@ -69,7 +69,12 @@ def test_a_run_on_object_storage_is_killed_and_goes_on_exactly(
     with running_server() as server:
         place = server.upload(tmp_path / "mds", "imagenet")
         arguments = settings(
-            shards, tmp_path / "run", "engine.zero_stage=2", f"data.path={place}", f"data.cache={tmp_path / 'cache'}"
+            shards,
+            tmp_path / "run",
+            "engine.zero_stage=2",
+            "checkpoint.in_background=false",  # so that the first save is whole before the kill
+            f"data.path={place}",
+            f"data.cache={tmp_path / 'cache'}",
         )
         process = start(arguments, 2)
         wait_until(lambda: num_lines(metrics) >= 6, process)
