@@ -12,9 +12,10 @@ import torch
 from xxhash import xxh3_64_intdigest
 
 from dit_scale.data.manifest import Manifest, manifest_in
+from dit_scale.data.opening import open_storage
 from dit_scale.data.record import key_of
 from dit_scale.data.shards import WAY_OUT, Rows, read_sidecar
-from dit_scale.data.storage import UNKNOWN_BYTES, File, Storage, open_storage
+from dit_scale.data.storage import UNKNOWN_BYTES, File, Storage
 from dit_scale.draws import mix64
 from dit_scale.errors import InputError
 from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE

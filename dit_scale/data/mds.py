@@ -21,9 +21,10 @@ from rich.progress import track
 from xxhash import xxh3_64_intdigest
 
 from dit_scale.data.manifest import FILE_NAME, Manifest, ShardEntry, manifest_in, read_manifest
+from dit_scale.data.opening import open_storage
 from dit_scale.data.record import MOMENTS_DTYPE, key_of
 from dit_scale.data.shards import WAY_OUT, Record, Rows, read_sidecar, shard_name, write_shard, write_sidecar
-from dit_scale.data.storage import File, LocalStorage, Storage, open_storage
+from dit_scale.data.storage import File, LocalStorage, Storage
 from dit_scale.errors import InputError
 from dit_scale.files import (
     atomic_write,

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 UNKNOWN_BYTES = -1
 """Stands for the size of a small file that is requested: whatever comes is taken."""
-_REMOTE = re.compile(r"(?P<scheme>[a-z][a-z0-9+-]+):/+(?P<rest>.*)")
+REMOTE = re.compile(r"(?P<scheme>[a-z][a-z0-9+-]+):/+(?P<rest>.*)")
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 30.0
 _BEYOND_HOPE = (errno.EINVAL, errno.EFAULT, errno.EISDIR)  # the call is wrong, and will be the next time
 
@@ -63,24 +63,7 @@ class Storage(Protocol):
 
 def is_remote(path: str | Path) -> bool:
     """Whether a path is a location in object storage."""
-    return _REMOTE.fullmatch(str(path)) is not None
-
-
-def open_storage(
-    path: str | Path, *, cache: Path | None = None, cache_bytes: int | None = None, patience_seconds: float = 600.0
-) -> Storage:
-    """Open a folder, or a location such as ``s3://bucket/folder``, which is read through a cache on this machine.
-
-    ``cache`` is the folder for such caches (by default one in the folder for temporary files), ``cache_bytes`` the
-    most that its shards may take. Trouble that may pass is waited for, ``patience_seconds`` at most.
-    """
-    if match := _REMOTE.fullmatch(str(path)):
-        from dit_scale.data.remote import RemoteStorage
-
-        scheme, rest = match["scheme"], match["rest"].rstrip("/")
-        slashes = "/" if scheme == "dbfs" else "///" if scheme == "alipan" else "//"  # Path has merged them
-        return RemoteStorage(f"{scheme}:{slashes}{rest}", cache, cache_bytes, patience_seconds)
-    return LocalStorage(path, patience_seconds)
+    return REMOTE.fullmatch(str(path)) is not None
 
 
 class Patience:

@@ -12,7 +12,7 @@ import torch
 from dit_scale.config import Config
 from dit_scale.data.manifest import manifest_in
 from dit_scale.data.mixture import mix
-from dit_scale.data.storage import open_storage
+from dit_scale.data.opening import open_storage
 from dit_scale.distributed.devices import memory_of
 from dit_scale.distributed.engine import DTYPES, BatchPlan, plan_batches
 from dit_scale.distributed.runtime import World

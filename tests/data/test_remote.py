@@ -18,8 +18,9 @@ import pytest
 from dit_scale.data.dataset import LatentDataset
 from dit_scale.data.download import Remote
 from dit_scale.data.mds import to_mds
+from dit_scale.data.opening import open_storage
 from dit_scale.data.remote import RemoteStorage
-from dit_scale.data.storage import UNKNOWN_BYTES, File, open_storage
+from dit_scale.data.storage import UNKNOWN_BYTES, File
 from dit_scale.errors import Failure, InputError
 from tests.data.shard_folder import write_folder
 from tests.launch import ROOT

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dit_scale.data import storage as storage_module
-from dit_scale.data.storage import File, LocalStorage, open_storage
+from dit_scale.data.opening import open_storage
+from dit_scale.data.storage import File, LocalStorage
 from dit_scale.errors import Failure
 
 CONTENT = bytes(range(256)) * 16

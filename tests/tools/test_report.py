@@ -39,6 +39,7 @@ def run_dir(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # 
         patch.setenv("XDG_CACHE_HOME", str(folder.parent / "cache"))
         for steps in (8, 12):
             run(settings(shards, folder, *OVERRIDES, f"train.steps={steps}"))
+    (folder / "samples" / "step-00000010.png").write_bytes(b"torn")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "loss": 0.')  # a line that is being written
     run(["report", folder])
@@ -147,13 +148,11 @@ def test_time_lost_is_between_the_steps_that_count(tmp_path: Path) -> None:
         {"step": step, "time": time, "step_seconds": 2.0, "images_per_second": 4.0} for step, time in times.items()
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    events = [
-        {"event": "start", "time": 8.0, "step": 0},
-        {"event": "start", "time": 90.0, "step": 2},
-    ]
+    starts = [(8.0, 0), (50.0, 2), (90.0, 2)]  # the second came no further
+    events = [{"event": "start", "time": time, "step": step} for time, step in starts]
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     (restart,) = read_record(tmp_path).restarts
-    assert (restart.step, restart.cause, restart.lost_seconds) == (2, "killed", pytest.approx(100.0))
+    assert (restart.step, restart.cause, restart.lost_seconds) == (2, "killed, killed", pytest.approx(100.0))
 
 
 def test_smoothing_has_no_bias_at_its_beginning() -> None:

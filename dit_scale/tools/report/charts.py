@@ -161,5 +161,5 @@ def _spans(curve: Curve, factor: float) -> bool:
 
 
 def _for_script(value: Any) -> str:
-    """Return JSON that cannot end the script element around it."""
-    return json.dumps(value, cls=PlotlyJSONEncoder).replace("</", "<\\/")
+    """Return JSON that holds nothing a script element could end at, or begin a comment with."""
+    return json.dumps(value, cls=PlotlyJSONEncoder).replace("<", "\\u003c")

@@ -78,10 +78,11 @@ def _facts(record: Record, status: Status) -> list[tuple[str, str]]:
 
 def _attempts(record: Record, status: Status) -> list[dict[str, str]]:
     lost = {restart.step: restart.lost_seconds for restart in record.restarts}
-    rows = [
-        _attempt(attempt, lost.get(int(attempt.start["step"])) if number else None)
-        for number, attempt in enumerate(record.attempts)
-    ]
+    rows = []
+    for number, attempt in enumerate(record.attempts):
+        step = int(attempt.start["step"])
+        is_last_there = all(int(later.start["step"]) != step for later in record.attempts[number + 1 :])
+        rows.append(_attempt(attempt, lost.get(step) if number and is_last_there else None))
     if rows and status.state == "running":
         rows[-1]["ended"] = "running"
     return rows
@@ -132,13 +133,17 @@ def _previews(paths: list[Path]) -> list[Preview]:
     chosen = sorted(
         {round(i * (len(paths) - 1) / max(1, count - 1)) for i in range(count)} | {len(paths) - 1} if paths else ()
     )
-    return [Preview(int(paths[i].stem.removeprefix("step-")), _embedded(paths[i])) for i in chosen]
+    found = ((paths[i], _embedded(paths[i])) for i in chosen)
+    return [Preview(int(path.stem.removeprefix("step-")), source) for path, source in found if source]
 
 
-def _embedded(path: Path) -> str:
-    """Return a picture as a data URL, made smaller where it is wider than any screen column."""
-    with Image.open(path) as picture:
-        image = picture.convert("RGB")
+def _embedded(path: Path) -> str | None:
+    """Return a picture as a data URL, made smaller where it is wider than any screen column; None for a damaged one."""
+    try:
+        with Image.open(path) as picture:
+            image = picture.convert("RGB")
+    except (OSError, SyntaxError):
+        return None
     image.thumbnail((_WIDEST_PREVIEW, 4 * _WIDEST_PREVIEW))
     content = io.BytesIO()
     image.save(content, "WEBP", quality=85)

@@ -4,14 +4,14 @@ Nothing is locked and nothing is written: a run may go on meanwhile. A torn last
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from dit_scale.errors import InputError
-from dit_scale.training.history import Attempt, read_history
+from dit_scale.training.history import DONE, Attempt, read_history
 from dit_scale.training.run_log import METRICS, VALIDATION
 
 MOST_POINTS = 2000
@@ -44,7 +44,7 @@ class Restart:
 
     step: int
     cause: str
-    """Why the attempt before ended."""
+    """Why the attempt before ended, or each of several that came no further."""
     lost_seconds: float | None
     """From the last step that counts to the end of the first one after it, less the time of a step."""
 
@@ -70,7 +70,9 @@ def read_record(run_dir: Path) -> Record:
     if not metrics.is_file() or not (run_dir / "config.yaml").is_file():
         raise InputError(f"'{run_dir}' is not a run folder (no config.yaml, no {METRICS}); give the run_dir of a run")
     attempts = read_history(run_dir)
-    joints = {int(attempt.start["step"]): before.cause for before, attempt in pairwise(attempts)}
+    joints: dict[int, list[str]] = {}
+    for before, attempt in pairwise(attempts):
+        joints.setdefault(int(attempt.start["step"]), []).append(before.cause)
     curves, last, num_skipped, times = _read_metrics(metrics, joints)
     if not last:
         raise InputError(f"'{run_dir}' has no step to report on yet; ask again when the first is done")
@@ -80,13 +82,17 @@ def read_record(run_dir: Path) -> Record:
         last,
         num_skipped,
         attempts,
-        [Restart(step, cause, times.get(step)) for step, cause in sorted(joints.items())],
+        [
+            # Whoever gives a run that was done more steps has lost nothing.
+            Restart(step, ", ".join(causes), times.get(step) if set(causes) != {DONE} else None)
+            for step, causes in sorted(joints.items())
+        ],
         _read_evaluations(run_dir / "evaluation"),
         sorted((run_dir / "samples").glob("step-*.png")),
     )
 
 
-def _read_metrics(path: Path, joints: dict[int, str]) -> tuple[dict[str, Curve], dict[str, Any], int, dict[int, float]]:
+def _read_metrics(path: Path, joints: Container[int]) -> tuple[dict[str, Curve], dict[str, Any], int, dict[int, float]]:
     """Return the curves, the last line, how many steps were skipped, and the time lost at each joint."""
     stretch = max(1, -(-_count_lines(path) // MOST_POINTS))
     curves = {name: Curve() for name in (*_WITH_EXTREMES, *_MEANS)}
