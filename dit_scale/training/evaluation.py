@@ -62,7 +62,7 @@ class Evaluation:
         """Draw, judge, write the result and return the metrics (collective)."""
         mine = list(self._features(ema))
         parts: list[list[tuple[int, Features]] | None] = [None] * self._world.world_size
-        dist.gather_object(mine, parts if self._world.is_rank_zero else None)
+        dist.gather_object(mine, parts if self._world.is_rank_zero else None, dst=0)
         metrics: list[dict[str, float]] = [{}]
         if self._evaluator is not None:
             by_batch = dict(entry for part in parts if part is not None for entry in part)
@@ -71,7 +71,7 @@ class Evaluation:
             self._folder.mkdir(exist_ok=True)
             write_json(self._folder / f"step-{step:08d}.json", {"step": step} | result)
             metrics = [scores.metrics]
-        dist.broadcast_object_list(metrics)
+        dist.broadcast_object_list(metrics, src=0)
         return metrics[0]
 
     def _features(self, ema: ShardedEMA) -> Iterator[tuple[int, Features]]:
