@@ -33,13 +33,16 @@ say "4/5 sample: new images from the EMA, with guidance"
 say "5/5 pictures"
 "$bin/python" quickstart/show.py --real "$images" --samples "$out/samples" \
     --metrics "$out/run/metrics.jsonl" --out "$out"
+"$bin/dit-scale" report "$out/run"
 
 say "done"
 cat <<END
 Look at      $out/real-and-samples.png   real images beside the model's, class by class
+             $out/run/report.html        the run's own page: losses, speed, previews with a slider
              $out/loss.png               the loss
              $out/run/samples/           how the samples came to be while training went on
-What next    $bin/dit-scale sample $out/run --classes hearts,flags --num-samples 32 --cfg-scale 4 --seed 1 --out $out/more
+What next    $bin/dit-scale evaluate $out/samples $images
+             $bin/dit-scale sample $out/run --classes hearts,flags --num-samples 32 --cfg-scale 4 --seed 1 --out $out/more
              make quickstart IMAGES=path OUT=path          a folder of your own: one folder of images a class
              README.md, "To a cluster"                     the same commands train DiT-XL/2 on ImageNet
 END

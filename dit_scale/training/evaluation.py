@@ -1,7 +1,9 @@
 """How good the EMA's images are: a small evaluation of fixed seeds, every so often while a run goes on."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +27,14 @@ from dit_scale.evaluation import (
     protocol_of,
     result_of,
 )
-from dit_scale.files import write_json
+from dit_scale.files import is_full, write_json
 from dit_scale.sampling import SamplingSettings, decode
 from dit_scale.training.ema import ShardedEMA
 from dit_scale.training.ema_images import EMAImages
 
 FOLDER = "evaluation"
+
+log = logging.getLogger(__name__)
 
 
 class Evaluation:
@@ -68,11 +72,20 @@ class Evaluation:
             by_batch = dict(entry for part in parts if part is not None for entry in part)
             scores = self._evaluator.judge([by_batch[batch] for batch in sorted(by_batch)])
             result = result_of(scores, protocol_of(self._evaluator, scores, self._samples(step)))
-            self._folder.mkdir(exist_ok=True)
-            write_json(self._folder / f"step-{step:08d}.json", {"step": step} | result)
+            self._write(step, {"step": step} | result)
             metrics = [scores.metrics]
         dist.broadcast_object_list(metrics, src=0)
         return metrics[0]
+
+    def _write(self, step: int, result: dict[str, Any]) -> None:
+        """Write a result; a full disk stops no training."""
+        try:
+            self._folder.mkdir(exist_ok=True)
+            write_json(self._folder / f"step-{step:08d}.json", result)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            log.error("no room for the evaluation of step %d; training goes on", step)
 
     def _features(self, ema: ShardedEMA) -> Iterator[tuple[int, Features]]:
         """Yield the numbers of this rank's batches and their images' features.

@@ -34,4 +34,5 @@ def test_images_in_pictures_out(given: str, tmp_path: Path) -> None:
     grid = Image.open(out / "real-and-samples.png")
     assert grid.height > len(CLASSES) * 64
     assert Image.open(out / "loss.png").width > 500
+    assert "Plotly" in (out / "run" / "report.html").read_text()
     assert len(list((out / "samples" / "images").glob("*.png"))) == 72
