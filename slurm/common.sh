@@ -1,6 +1,9 @@
 # What the batch scripts share; sourced, not run. A site's settings are in one file: site.sh.example says which.
 # Sets JOB, PYTHON, MASTER_ADDR, MASTER_PORT, DIT_SCALE_END_TIME; run_step sets $status and $asked.
 
+# Left over in the shell that submitted, these would make every task a run of its own.
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK
+
 printf -v began '%(%s)T' -1
 asked='' # the signal that asked this job to stop; noted from the first line on
 trap 'asked=USR1' USR1

@@ -65,7 +65,8 @@ def story(cluster: Cluster, images: Path, tmp_path_factory: pytest.TempPathFacto
     }
     write_folder(folder / "reference", pictures(range(20), size=32))
     (folder / "chain.yaml").write_text(_CHAIN.format(folder=folder, **commands))
-    submitted = cluster.attempt(sys.executable, "-m", "dit_scale", "submit", folder / "chain.yaml")
+    left_over = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}  # of a torchrun of before
+    submitted = cluster.attempt(sys.executable, "-m", "dit_scale", "submit", folder / "chain.yaml", **left_over)
     assert submitted.returncode == 0, submitted.stderr
     jobs = _jobs(cluster, submitted.stdout, folder / "logs")
     try:
