@@ -188,9 +188,6 @@ def test_a_slow_rank_is_told_from_those_that_wait_for_it(shards: Path, tmp_path:
     times = [line for line in lines(run_dir / "ranks.jsonl") if first + 8 <= line["step"] <= last]
     print(*times, sep="\n")
     print(f"rank 1 slowest in {sum(entry['slowest_rank'] for entry in metrics)} of {len(metrics)} steps")
-    assert (
-        sum(entry["slowest_rank"] for entry in metrics) > len(metrics) / 4
-    )  # a pulse need not fall into a forward pass
     forward, compute = (np.mean([line[f"{kind}_seconds"] for line in times], axis=0) for kind in ("forward", "compute"))
     assert forward[1] > 1.5 * forward[0]  # single steps tell little where other work shares the cores
     assert compute[0] > 0.7 * compute[1]  # waiting counts, so this does not tell the ranks apart
