@@ -70,6 +70,12 @@ def _add_peer(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a checkout of facebookresearch/DiT or fast-DiT, or benchmarks/plain; may be given several times",
     )
+    command.add_argument(
+        "--peer-precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of peers: fp32 (default; TF32 on a GPU), as they ship, or bf16 by autocast",
+    )
 
 
 def _add_bench_data(benchmarks) -> None:  # type: ignore[no-untyped-def]
@@ -133,6 +139,7 @@ def _bench_step(options: argparse.Namespace) -> None:
         options.batch_size,
         engine,
         options.peer_path,
+        options.peer_precision,
         options.rounds,
         options.json,
     )
@@ -149,6 +156,7 @@ def _bench_sample(options: argparse.Namespace) -> None:
         options.num_sampling_steps,
         EngineConfig(precision=options.precision, compile=options.compile),
         options.peer_path,
+        options.peer_precision,
         options.rounds,
         options.json,
     )

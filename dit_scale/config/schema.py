@@ -91,8 +91,8 @@ class ModelConfig:
     """Probability with which a label is replaced by the null label in training."""
     learn_sigma: bool = True
     """Predict the variance, too: twice the output channels."""
-    attention: Literal["auto", "xformers", "sdpa"] = "auto"
-    """Attention kernel: xformers on CUDA, PyTorch's scaled dot product elsewhere, or one by name."""
+    attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "cudnn-padded", "flash-padded", "matmul"] = "auto"
+    """Attention kernel: the fastest that is found (RUN/attention.json), or one by name; padded ones fill up heads."""
 
 
 @dataclass(frozen=True)

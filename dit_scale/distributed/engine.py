@@ -74,16 +74,18 @@ def build_engine(
     wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(engine, train, batches)
     )
+    if not _reduces(engine, batches):
+        wrapped.optimizer.buffered_reduce_fallback = lambda *_, **__: None
     return wrapped
 
 
 def wrap_blocks(model: nn.Module, engine: EngineConfig) -> None:
     """Compile blocks and recompute their activations in backward, without changing a parameter's name."""
-    blocks: Any = model.blocks
-    for index, block in enumerate(blocks):
-        if engine.compile:
-            block.forward = torch.compile(block.forward, dynamic=False)
-        every = engine.checkpoint_every_blocks
+    dit: Any = model
+    every = engine.checkpoint_every_blocks
+    if engine.compile:
+        dit.compile_blocks()
+    for index, block in enumerate(dit.blocks):
         if every and index % every == 0:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
@@ -95,6 +97,7 @@ def deepspeed_config(engine: EngineConfig, train: TrainSection, batches: BatchPl
         zero |= {"reduce_bucket_size": engine.bucket_elements, "overlap_comm": torch.cuda.is_available()}
     if engine.zero_stage in (1, 2):
         zero |= {"allgather_bucket_size": engine.bucket_elements}
+        zero |= {"contiguous_gradients": _reduces(engine, batches)}
     if engine.zero_stage == 3:
         zero |= {"stage3_prefetch_bucket_size": engine.bucket_elements}
     if engine.offload_optimizer:
@@ -109,6 +112,12 @@ def deepspeed_config(engine: EngineConfig, train: TrainSection, batches: BatchPl
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 62,
     }
+
+
+def _reduces(engine: EngineConfig, batches: BatchPlan) -> bool:
+    """Whether gradients go through DeepSpeed's buckets: on one rank they need not be copied there and back."""
+    is_alone = batches.batch_size_per_rank == batches.global_batch_size
+    return engine.zero_stage not in (1, 2) or engine.offload_optimizer or not is_alone
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -22,8 +23,9 @@ class UpdateGate:
         self.norm = 0.0
         """Of the last gradient, over all parameters and ranks, before clipping."""
         if self._stage in (1, 2):
-            self._norm_of_stages_1_and_2 = engine.optimizer.scaled_global_norm
+            self._offloaded_norm = engine.optimizer.scaled_global_norm
             engine.optimizer.scaled_global_norm = self._judged_norm
+            engine.optimizer.check_overflow = lambda **_: None  # a gradient that is not finite has no finite norm
         elif self._stage == 3:
             self._norms_of_stage_3 = engine.optimizer._get_norm_groups
             engine.optimizer._get_norm_groups = self._judged_norms
@@ -48,10 +50,18 @@ class UpdateGate:
         self.norm = float(norm)
         return math.isfinite(self.norm) and 0.0 <= self.norm <= self.limit
 
-    def _judged_norm(self, *arguments: Any, **options: Any) -> Tensor:
+    def _judged_norm(self) -> Tensor:
         """Return the norm, or -1, DeepSpeed's sign of one that is not to be used."""
-        norm: Tensor = self._norm_of_stages_1_and_2(*arguments, **options)
+        norm: Tensor = self._offloaded_norm() if self._engine.optimizer.cpu_offload else self._norm()
         return norm if self._judge(norm) else torch.full_like(norm, -1.0)
+
+    def _norm(self) -> Tensor:
+        """Return the norm over all ranks' parts of the gradient; DeepSpeed's own copies each to fp64 for it."""
+        parts = [part for group in self._engine.optimizer.averaged_gradients.values() for part in group]
+        norms = torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float32))
+        square = norms.double().square().sum()
+        dist.all_reduce(square)
+        return square.sqrt().float()
 
     def _judged_norms(self) -> list[Tensor]:
         """Return the norms of groups of parameters, or -1 for each."""

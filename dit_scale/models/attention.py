@@ -2,16 +2,22 @@
 
 import functools
 import logging
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_scale.errors import InputError, nearest
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "xformers", "sdpa")
+BACKENDS = ("auto", "xformers", "sdpa", "cudnn", "flash", "cudnn-padded", "flash-padded", "matmul")
+ON_CUDA = ("xformers", "cudnn", "flash", "cudnn-padded", "flash-padded")
+"""Kernels that a CUDA device may have, of which the fastest is found by timing them."""
+
+_PADDED_TO = 64  # head sizes are filled up to a multiple of it, for which kernels are made first
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor:
@@ -24,7 +30,47 @@ def attention(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor
 
         return memory_efficient_attention(query, key, value)  # [N, T, H, d]
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))  # 3 x [N, H, T, d]
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)  # [N, T, H, d]
+    return _BY_NAME[backend](query, key, value).transpose(1, 2)  # [N, T, H, d]
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def _matmul(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Two matrix products around a softmax in fp32: what a compiler fuses, at T x T numbers of memory a head."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # [N, H, T, T]
+    return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+def _only(kernel: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with sdpa_kernel(kernel):
+            return F.scaled_dot_product_attention(query, key, value)
+
+    return attend
+
+
+def _padded(kernel: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        size = query.shape[-1]
+        fill = -size % _PADDED_TO
+        query, key, value = (F.pad(tensor, (0, fill)) for tensor in (query, key, value))  # 3 x [N, H, T, d + fill]
+        with sdpa_kernel(kernel):
+            mixed = F.scaled_dot_product_attention(query, key, value, scale=size**-0.5)
+        return mixed[..., :size]  # [N, H, T, d]
+
+    return attend
+
+
+_BY_NAME: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "sdpa": _sdpa,
+    "matmul": _matmul,
+    "cudnn": _only(SDPBackend.CUDNN_ATTENTION),
+    "flash": _only(SDPBackend.FLASH_ATTENTION),
+    "cudnn-padded": _padded(SDPBackend.CUDNN_ATTENTION),
+    "flash-padded": _padded(SDPBackend.FLASH_ATTENTION),
+}
 
 
 def check_backend(requested: str) -> None:
@@ -33,26 +79,43 @@ def check_backend(requested: str) -> None:
         raise InputError(f"attention {requested!r} is unknown{nearest(requested, BACKENDS)}")
 
 
-def choose_backend(requested: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """Return ``"xformers"`` or ``"sdpa"``; the choice and its reason are logged once.
+def choose_backend(
+    requested: str, device: torch.device, dtype: torch.dtype = torch.float32, is_compiled: bool = False
+) -> str:
+    """Return a backend other than ``"auto"``; the choice and its reason are logged once.
 
-    ``"auto"`` takes xformers wherever it can run.
+    ``"auto"`` takes xformers wherever it can run; on a CPU PyTorch's own kernel or, in blocks that are compiled and
+    in bf16, matrix products, which take half of its time there.
 
     Raises:
-        InputError: an unknown name, or xformers asked for where it cannot run.
+        InputError: an unknown name, or a kernel asked for where it cannot run.
     """
-    return _choose_backend(requested, device.type, dtype)
+    return _choose_backend(requested, device.type, dtype, is_compiled)
 
 
 @functools.cache
-def _choose_backend(requested: str, device_type: str, dtype: torch.dtype) -> str:
+def _choose_backend(requested: str, device_type: str, dtype: torch.dtype, is_compiled: bool) -> str:
     check_backend(requested)
-    obstacle = "attention 'sdpa' was asked for" if requested == "sdpa" else _obstacle(device_type, dtype)
-    if requested == "xformers" and obstacle:
-        raise InputError(f"attention 'xformers' cannot run here: {obstacle}; set attention to 'auto' or 'sdpa'")
-    backend, reason = ("sdpa", obstacle) if obstacle else ("xformers", "it is installed and has an operator")
+    if requested == "auto":
+        backend, reason = _automatic(device_type, dtype, is_compiled)
+    else:
+        obstacle = _obstacle(device_type, dtype) if requested == "xformers" else ""
+        if requested in ON_CUDA and device_type != "cuda":
+            obstacle = obstacle or f"it has no operator for device '{device_type}'"
+        if obstacle:
+            raise InputError(f"attention '{requested}' cannot run here: {obstacle}; set attention to 'auto' or 'sdpa'")
+        backend, reason = requested, "it was asked for"
     logger.info("attention on %s in %s: %s (%s)", device_type, dtype, backend, reason)
     return backend
+
+
+def _automatic(device_type: str, dtype: torch.dtype, is_compiled: bool) -> tuple[str, str]:
+    """Return a backend and the reason for it."""
+    if not (obstacle := _obstacle(device_type, dtype)):
+        return "xformers", "it is installed and has an operator"
+    if device_type == "cpu" and dtype == torch.bfloat16 and is_compiled:
+        return "matmul", "blocks are compiled, and a CPU's own kernel is slow in bf16"
+    return "sdpa", obstacle
 
 
 def _obstacle(device_type: str, dtype: torch.dtype) -> str:

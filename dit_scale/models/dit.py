@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dit_scale.errors import InputError
 from dit_scale.models.attention import attention, check_backend, choose_backend
 from dit_scale.models.embeddings import LabelEmbedding, PatchEmbedding, TimestepEmbedding, sincos_positions
+from dit_scale.models.linear import Linear
 
 
 def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -31,8 +32,8 @@ class SelfAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.proj = Linear(hidden_size, hidden_size)
 
     def forward(self, tokens: Tensor, backend: str) -> Tensor:
         """Map tokens [N, T, D] to [N, T, D]."""
@@ -47,8 +48,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, int(hidden_size * mlp_ratio))
-        self.fc2 = nn.Linear(int(hidden_size * mlp_ratio), hidden_size)
+        self.fc1 = Linear(hidden_size, int(hidden_size * mlp_ratio))
+        self.fc2 = Linear(int(hidden_size * mlp_ratio), hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [N, T, D] to [N, T, D]."""
@@ -116,6 +117,7 @@ class DiT(nn.Module):
         _check_sizes(latent_size, patch_size, hidden_size, num_heads, label_dropout)
         check_backend(attention)
         self.attention = attention
+        self.is_compiled = False
         self.latent_size, self.patch_size, self.in_channels = latent_size, patch_size, in_channels
         self.hidden_size, self.depth, self.num_heads, self.mlp_ratio = hidden_size, depth, num_heads, mlp_ratio
         self.num_classes, self.label_dropout, self.learn_sigma = num_classes, label_dropout, learn_sigma
@@ -149,6 +151,12 @@ class DiT(nn.Module):
         self.final_layer.linear.weight.zero_()
         self.pos_embed.copy_(sincos_positions(self.hidden_size, self.grid_side))
 
+    def compile_blocks(self) -> None:
+        """Compile each block; all of them share one graph a shape."""
+        self.is_compiled = True
+        for block in self.blocks:
+            block.forward = torch.compile(block.forward, dynamic=False)
+
     def forward(self, latent: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
         """Return the network's output for a noised latent, in the dtype of the weights.
 
@@ -157,7 +165,8 @@ class DiT(nn.Module):
         """
         tokens = self.x_embedder(latent) + self.pos_embed  # [N, T, D]
         conditioning = self.t_embedder(timestep) + self.y_embedder(label)  # [N, D]
-        backend = choose_backend(self.attention, tokens.device, tokens.dtype)  # here, outside of what is compiled
+        # Here, outside of what is compiled:
+        backend = choose_backend(self.attention, tokens.device, tokens.dtype, self.is_compiled)
         for block in self.blocks:
             tokens = block(tokens, conditioning, backend)
         patches = self.final_layer(tokens, conditioning)  # [N, T, P*P*C_out]

@@ -20,7 +20,14 @@ from dit_scale.distributed.devices import memory_of
 from dit_scale.distributed.engine import build_engine, plan_batches
 from dit_scale.distributed.fragments import OptimizerState
 from dit_scale.distributed.gate import UpdateGate
-from dit_scale.distributed.runtime import World, device_of, job_end_time, process_group, set_threads
+from dit_scale.distributed.runtime import (
+    World,
+    device_of,
+    job_end_time,
+    keep_freed_memory,
+    process_group,
+    set_threads,
+)
 from dit_scale.errors import NonFinite
 from dit_scale.files import full_disk_explained
 from dit_scale.interop import load_into, read_weights
@@ -55,6 +62,8 @@ def train(config: Config, stop: StopRequest) -> None:
     world = World.from_environment()
     device = device_of(world)
     set_threads(world, config.engine.threads_per_rank)
+    if device == "cpu":
+        keep_freed_memory()
     plan_batches(config.train, world.world_size)  # refuse early what cannot be split
     with ExitStack() as stack:
         recorder = Recorder(Path(config.run_dir), world, config.engine.zero_stage)

@@ -45,16 +45,21 @@ def cost_of(action: Callable[[], object]) -> Cost:
     return Cost(_cpu_seconds() - cpu_seconds, time.perf_counter() - started)
 
 
-def in_rounds(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[Cost]]:
+def in_rounds(
+    actions: Mapping[str, Callable[[], object]], rounds: int, before: Mapping[str, Callable[[], object]] | None = None
+) -> dict[str, list[Cost]]:
     """Return the cost of each action in each round; every round runs all of them and begins with another one.
 
-    What disturbs the machine for a while so disturbs all of them, and ratios within a round hold.
+    What disturbs the machine for a while so disturbs all of them, and ratios within a round hold. ``before`` has what
+    is to run ahead of an action and does not count.
     """
     names = list(actions)
     costs: dict[str, list[Cost]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            if before is not None:
+                before[name]()
             costs[name].append(cost_of(actions[name]))
     return costs
 

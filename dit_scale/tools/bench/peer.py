@@ -42,6 +42,7 @@ class Peer:
         self._diffusion = self._create_diffusion(timestep_respacing="")
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0)
         self._device, self._uses_autocast = device, precision == "bf16"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as train.py sets them
 
     def step(self, latent: Tensor, label: Tensor) -> float:
         """Take a training step of latents [N, C, S, S]; return the mean loss."""

@@ -34,6 +34,7 @@ def bench_sample(
     num_steps: int,
     engine: EngineConfig,
     peers: list[Path],
+    peer_precision: str,
     rounds: int,
     json_file: Path | None,
 ) -> None:
@@ -45,7 +46,7 @@ def bench_sample(
     latents = LatentSpec(4, image_size // 8)
     model = random_model(model_name, latents)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    others = [Peer(path, model_name, latents.size, CLASSES, weights, device, engine.precision) for path in peers]
+    others = [Peer(path, model_name, latents.size, CLASSES, weights, device, peer_precision) for path in peers]
     model.to(device, DTYPES[engine.precision]).eval()
     wrap_blocks(model, engine)
     indices = torch.arange(batch_size, device=device)
@@ -75,6 +76,7 @@ def bench_sample(
         "cfg_scale": _CFG_SCALE,
         "precision": engine.precision,
         "compile": engine.compile,
+        "peer_precision": peer_precision,
         "seconds_are": "GPU seconds, synchronised" if on_gpu else "CPU seconds of all threads",
         "seconds": {name: asdict(Spread.of(found)) for name, found in seconds.items()},
         "speedup": {
@@ -104,7 +106,8 @@ def _show(report: dict[str, Any]) -> None:
     print(
         f"{report['model']} at {report['image_size']} px, {report['batch_size']} latents, DDIM of "
         f"{report['num_sampling_steps']} steps, guidance {report['cfg_scale']:g} on three channels, "
-        f"{report['precision']}{', compiled' if report['compile'] else ''}; {report['seconds_are']}"
+        f"{report['precision']}{', compiled' if report['compile'] else ''} "
+        f"(peers eager in {report['peer_precision']}); {report['seconds_are']}"
     )
     rows = [
         [name, str(Spread(**found)), f"{report['batch_size'] / found['median']:.3g}"]

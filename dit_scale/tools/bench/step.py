@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dit_scale.config import EngineConfig
-from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
+from dit_scale.distributed.runtime import World, device_of, keep_freed_memory, process_group, set_threads
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, build_model
 from dit_scale.models.flops import peak_flops, training_flops_per_image
@@ -42,6 +42,7 @@ def bench_step(
     batch_size: int,
     engine: EngineConfig,
     peers: list[Path],
+    peer_precision: str,
     rounds: int,
     json_file: Path | None,
 ) -> None:
@@ -56,7 +57,7 @@ def bench_step(
     flops, num_parameters = training_flops_per_image(model), sum(value.numel() for value in weights.values())
     label = (torch.arange(batch_size) % CLASSES).to(device)
     latent = torch.randn(batch_size, *latents.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    others = [Peer(path, model_name, latents.size, CLASSES, weights, device, engine.precision) for path in peers]
+    others = [Peer(path, model_name, latents.size, CLASSES, weights, device, peer_precision) for path in peers]
     differences = {peer.name: _difference(model, peer, latent[:2], label[:2]) for peer in others}
     with process_group(world, device):
         loop = Loop(model, latents, engine, batch_size, batch_size, world, device)
@@ -65,10 +66,17 @@ def bench_step(
         for peer in others:
             steps[peer.name] = partial(peer.step, latent, label)
             parts[peer.name] = peer.parts(latent, label)
+        if device == "cpu":  # each with the allocator as its training has it
+            steps = {name: _with_memory(step, name == OURS) for name, step in steps.items()}
+            parts = {
+                name: {part: _with_memory(action, name == OURS) for part, action in actions.items()}
+                for name, actions in parts.items()
+            }
         for step in (*steps.values(), *steps.values()):  # compiled, and every buffer made
             step()
         memory = {name: _peak_memory(step) for name, step in steps.items()} if device.startswith("cuda") else {}
-        costs = in_rounds({name: _synchronised(step) for name, step in steps.items()}, rounds)
+        # A step of each ahead of the one that counts: the memory that the one before gave back is taken again.
+        costs = in_rounds({name: _synchronised(step) for name, step in steps.items()}, rounds, before=steps)
         by_part = _parts_in_rounds(parts, rounds)
         kernels = {name: kernel_classes(step, device) for name, step in steps.items()}
     on_gpu = device.startswith("cuda")
@@ -83,6 +91,7 @@ def bench_step(
         "batch_size": batch_size,
         "image_size": image_size,
         "engine": asdict(engine),
+        "peer_precision": peer_precision,
         "seconds_are": "GPU seconds, synchronised" if on_gpu else "CPU seconds of all threads",
         "seconds": {name: asdict(Spread.of(found)) for name, found in seconds.items()},
         "wall_seconds": {name: asdict(Spread.of([c.wall_seconds for c in found])) for name, found in costs.items()},
@@ -118,6 +127,14 @@ def _synchronised(step: Callable[[], object]) -> Callable[[], object]:
     return run
 
 
+def _with_memory(step: Callable[[], object], keep: bool) -> Callable[[], object]:
+    def run() -> None:
+        keep_freed_memory(keep)
+        step()
+
+    return run
+
+
 def _peak_memory(step: Callable[[], object]) -> int:
     torch.cuda.reset_peak_memory_stats()
     step()
@@ -132,6 +149,8 @@ def _parts_in_rounds(parts: Mapping[str, Steps], rounds: int) -> dict[str, dict[
     found: dict[str, dict[str, list[float]]] = {name: {part: [] for part in steps} for name, steps in parts.items()}
     for _ in range(rounds):
         for name, steps in parts.items():
+            for action in steps.values():
+                action()
             for part, action in steps.items():
                 started = clock()
                 _synchronised(action)()
@@ -144,7 +163,8 @@ def _show(report: dict[str, Any], batch_size: int) -> None:
     engine = report["engine"]
     print(
         f"{report['model']} at {report['image_size']} px, batch {batch_size}, {engine['precision']}"
-        f"{', compiled' if engine['compile'] else ''}, {report['threads']} threads; {report['seconds_are']}"
+        f"{', compiled' if engine['compile'] else ''} (peers eager in {report['peer_precision']}), "
+        f"{report['threads']} threads; {report['seconds_are']}"
     )
     names = list(report["seconds"])
     rows = [["a step, s", *(str(Spread(**report["seconds"][name])) for name in names)]]
