@@ -30,6 +30,7 @@ def _add_sample(commands) -> None:  # type: ignore[no-untyped-def]
     )
     command.add_argument("--decoder", metavar="NAME", help="another autoencoder's decoder: a hub name or a folder")
     command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
+    command.add_argument("--compile", action="store_true", help="compile blocks: a minute at first, then faster")
     command.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once a rank")
     _add_solver(command)
     _add_outputs(command)
@@ -100,7 +101,7 @@ def _sample(options: argparse.Namespace) -> None:
     )
     axes = [parse_axis(text) for text in options.grid_over]
     classes = [name.strip() for name in options.classes.split(",") if name.strip()]
-    sampler, world = start(options.path, options.weights, options.decoder, options.precision)
+    sampler, world = start(options.path, options.weights, options.decoder, options.precision, options.compile)
     if axes:
         labels = sampler.labels_of(classes, options.num_samples, options.seed if options.random_classes else None)
         draw_sheet(sampler, settings, labels, axes, options.out, world)

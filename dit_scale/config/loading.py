@@ -54,6 +54,7 @@ _AT_LEAST: dict[str, float] = {
     "autoencoder.pca_channels": 1,
     "autoencoder.pca_fit_images": 1,
 }
+_UP_TO_ONE = ("engine.activation_budget",)
 _BELOW_ONE = ("data.held_out_fraction", "train.ema_decay", "train.beta1", "train.beta2", "model.label_dropout")
 
 
@@ -147,11 +148,14 @@ def _read_yaml(path: Path) -> Any:
 def _check_ranges(config: Any) -> None:
     known = set(_keys(resolved(config)))
     for key, least in _AT_LEAST.items():
-        if key in known and get(config, key) < least:
+        if key in known and get(config, key) is not None and get(config, key) < least:
             raise InputError(f"{key}={get(config, key)} is below {least}; give {least} or more")
     for key in _BELOW_ONE:
         if key in known and not 0.0 <= get(config, key) < 1.0:
             raise InputError(f"{key}={get(config, key)} is not in [0, 1); give a fraction, such as 0.9")
+    for key in _UP_TO_ONE:
+        if key in known and not 0.0 <= get(config, key) <= 1.0:
+            raise InputError(f"{key}={get(config, key)} is not in [0, 1]; give a fraction, such as 0.5, or 1 for all")
 
 
 def _find(path: Path) -> Path:

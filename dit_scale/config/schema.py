@@ -187,6 +187,9 @@ class TrainSection:
     """Bad steps among the last 1,000; one more ends the run."""
 
 
+_LEAST_BUCKET, _LARGEST_BUCKET = 8_000_000, 200_000_000  # elements
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -199,10 +202,27 @@ class EngineConfig:
     """Keep optimizer state and its update in host memory (ZeRO 1, 2, 3)."""
     compile: bool = False
     """Compile each block with torch.compile."""
-    bucket_elements: int = 200_000_000
-    """Elements that DeepSpeed reduces or gathers in one call."""
+    activation_budget: float = 1.0
+    """Part of their activations that compiled blocks keep; below 1 backward recomputes what is cheapest to."""
+    fp8: bool = False
+    """Linear layers of blocks in 8 bits by torchao, for GPUs that have them (Hopper and later); elsewhere emulated."""
+    bucket_elements: int | None = None
+    """Elements that DeepSpeed reduces or gathers in one call; null takes a tenth of the model, within limits."""
+    hierarchical_partitioning: bool = False
+    """ZeRO 3 over nodes: each node keeps all parameters, so that backward gathers inside it (ZeRO++ hpZ)."""
     threads_per_rank: int | None = None
     """CPU threads a rank; null divides this machine's cores by its ranks."""
+
+    def bucket_for(self, num_parameters: int, world_size: int) -> int:
+        """Return the elements of a bucket.
+
+        Ten to a model, so that all but the last are reduced behind backward; not so small that what a call costs on
+        many ranks, which grows with their logarithm, outweighs what it sends; nor larger than memory spares.
+        """
+        if self.bucket_elements is not None:
+            return self.bucket_elements
+        least = _LEAST_BUCKET * max(1, world_size - 1).bit_length()
+        return min(num_parameters, max(num_parameters // 10, least), _LARGEST_BUCKET)
 
 
 @dataclass(frozen=True)

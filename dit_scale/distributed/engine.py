@@ -71,35 +71,41 @@ def build_engine(
         weight_decay=train.weight_decay,
         fused=True,
     )
-    wrapped, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(engine, train, batches)
-    )
-    if not _reduces(engine, batches):
+    num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    config = deepspeed_config(engine, train, batches, world, engine.bucket_for(num_parameters, world.world_size))
+    wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if not _reduces(engine, world):
         wrapped.optimizer.buffered_reduce_fallback = lambda *_, **__: None
     return wrapped
 
 
 def wrap_blocks(model: nn.Module, engine: EngineConfig) -> None:
-    """Compile blocks and recompute their activations in backward, without changing a parameter's name."""
+    """Have blocks multiply in 8 bits, compile them and recompute their activations; no parameter's name changes."""
     dit: Any = model
     every = engine.checkpoint_every_blocks
+    if engine.fp8:
+        dit.use_fp8()
     if engine.compile:
-        dit.compile_blocks()
+        dit.compile_blocks(engine.activation_budget)
     for index, block in enumerate(dit.blocks):
         if every and index % every == 0:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def deepspeed_config(engine: EngineConfig, train: TrainSection, batches: BatchPlan) -> dict[str, Any]:
+def deepspeed_config(
+    engine: EngineConfig, train: TrainSection, batches: BatchPlan, world: World, bucket_elements: int
+) -> dict[str, Any]:
     """Return DeepSpeed's configuration; learning rate, data and checkpoints stay ours."""
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     if engine.zero_stage > 0:
-        zero |= {"reduce_bucket_size": engine.bucket_elements, "overlap_comm": torch.cuda.is_available()}
+        zero |= {"reduce_bucket_size": bucket_elements, "overlap_comm": torch.cuda.is_available()}
     if engine.zero_stage in (1, 2):
-        zero |= {"allgather_bucket_size": engine.bucket_elements}
-        zero |= {"contiguous_gradients": _reduces(engine, batches)}
+        zero |= {"allgather_bucket_size": bucket_elements}
+        zero |= {"contiguous_gradients": _reduces(engine, world)}
     if engine.zero_stage == 3:
-        zero |= {"stage3_prefetch_bucket_size": engine.bucket_elements}
+        zero |= {"stage3_prefetch_bucket_size": bucket_elements}
+    if engine.hierarchical_partitioning:
+        zero |= {"zero_hpz_partition_size": world.local_world_size}
     if engine.offload_optimizer:
         zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
     return {
@@ -114,10 +120,9 @@ def deepspeed_config(engine: EngineConfig, train: TrainSection, batches: BatchPl
     }
 
 
-def _reduces(engine: EngineConfig, batches: BatchPlan) -> bool:
+def _reduces(engine: EngineConfig, world: World) -> bool:
     """Whether gradients go through DeepSpeed's buckets: on one rank they need not be copied there and back."""
-    is_alone = batches.batch_size_per_rank == batches.global_batch_size
-    return engine.zero_stage not in (1, 2) or engine.offload_optimizer or not is_alone
+    return engine.zero_stage not in (1, 2) or engine.offload_optimizer or world.world_size > 1
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:
@@ -135,6 +140,16 @@ def check_engine(engine: EngineConfig) -> None:
         )
     if engine.zero_stage == 0 and engine.offload_optimizer:
         raise InputError("engine.offload_optimizer needs sharded optimizer state; use engine.zero_stage=1, 2 or 3")
+    if engine.activation_budget < 1 and not engine.compile:
+        raise InputError(
+            f"engine.activation_budget={engine.activation_budget:g} is kept by compiled blocks alone; give "
+            f"engine.compile=true, or engine.checkpoint_every_blocks instead"
+        )
+    if engine.hierarchical_partitioning and engine.zero_stage != 3:
+        raise InputError(
+            f"engine.hierarchical_partitioning partitions parameters, which engine.zero_stage={engine.zero_stage} does "
+            f"not; give engine.zero_stage=3"
+        )
 
 
 def _import_deepspeed() -> Any:

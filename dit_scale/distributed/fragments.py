@@ -87,6 +87,7 @@ class OptimizerState:
             optimizer.update_lp_params()
         elif self._stage == 3:
             optimizer._partition_all_parameters()
+            optimizer.invalidate_secondary_tensor()  # a node's copies, where it keeps any
             for group in range(len(optimizer.fp32_partitioned_groups_flat)):
                 optimizer._reassign_or_swap_out_partitioned_parameters(group)
             if optimizer.persistent_parameters:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dit_scale.errors import InputError
 from dit_scale.models.attention import attention, check_backend, choose_backend
 from dit_scale.models.embeddings import LabelEmbedding, PatchEmbedding, TimestepEmbedding, sincos_positions
-from dit_scale.models.linear import Linear
+from dit_scale.models.linear import Linear, use_fp8
 
 
 def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -151,8 +151,19 @@ class DiT(nn.Module):
         self.final_layer.linear.weight.zero_()
         self.pos_embed.copy_(sincos_positions(self.hidden_size, self.grid_side))
 
-    def compile_blocks(self) -> None:
-        """Compile each block; all of them share one graph a shape."""
+    def use_fp8(self) -> None:
+        """Have blocks multiply in 8 bits; raises InputError where torchao is missing."""
+        use_fp8(self.blocks, self.pos_embed.device)
+
+    def compile_blocks(self, activation_budget: float = 1.0) -> None:
+        """Compile each block; all of them share one graph a shape.
+
+        Of its activations a block keeps the part ``activation_budget`` and recomputes the others in backward, chosen
+        by what they cost to recompute (PyTorch's partitioner, a knapsack problem).
+        """
+        import torch._functorch.config as functorch
+
+        functorch.activation_memory_budget = activation_budget
         self.is_compiled = True
         for block in self.blocks:
             block.forward = torch.compile(block.forward, dynamic=False)

@@ -33,6 +33,8 @@ class TrainingSetup:
     gradient_accumulation_steps: int = 1
     checkpoint_every_blocks: int = 0
     """0 recomputes nothing in backward, 1 every block, k every k-th."""
+    activation_budget: float = 1.0
+    """Part of its activations that a block keeps beside its input."""
     offload_optimizer: bool = False
     bucket_elements: int = 200_000_000
     on_gpu: bool = True
@@ -162,6 +164,8 @@ def _touched(sizes: Sequence[int], world_size: int) -> list[int]:
 def _bucket_elements(total: int, setup: TrainingSetup) -> int:
     if setup.zero_stage == 0:
         return min(total, _STAGE_0_BUCKET) if setup.world_size > 1 else 0
+    if setup.zero_stage < 3 and setup.world_size == 1 and not setup.offload_optimizer:
+        return 0  # nothing is reduced
     if not setup.on_gpu:
         return min(total, setup.bucket_elements)
     return setup.bucket_elements * (2 if setup.zero_stage < 3 else 1)
@@ -172,12 +176,14 @@ def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
     every, number, images = setup.checkpoint_every_blocks, setup.bytes_per_number, setup.micro_batch_size
     recomputed = len(range(0, model.depth, every)) if every else 0
     tokens, latent = model.grid_side**2 * model.hidden_size, model.in_channels * model.latent_size**2
-    block = _block_bytes(model, number)
+    whole_block = _block_bytes(model, number)
+    block = number * tokens + setup.activation_budget * (whole_block - number * tokens)
     kept = (model.depth - recomputed) * block + recomputed * number * tokens
     outside = number * 3 * tokens + FP32_BYTES * _LOSS_LATENTS * latent  # final layer: tokens, normalised, modulated
     # Gradients of the MLP's two wide activations and of the residual stream live at once.
     gradients = number * round(tokens * (2 * model.mlp_ratio + 1))
-    return images * (kept + outside), images * (gradients + (block if recomputed else 0))
+    is_recomputed = recomputed > 0 or setup.activation_budget < 1
+    return round(images * (kept + outside)), images * (gradients + (whole_block if is_recomputed else 0))
 
 
 def _block_bytes(model: DiT, number: int) -> int:

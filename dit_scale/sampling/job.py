@@ -65,12 +65,12 @@ def sample(sampler: Sampler, settings: SamplingSettings, request: Request, world
         print(f"{len(labels)} images in {folder}{have}; a grid of them in {request.out / 'grid.png'}")
 
 
-def start(path: Path, weights: str, decoder: str | None, precision: str) -> tuple[Sampler, World]:
+def start(path: Path, weights: str, decoder: str | None, precision: str, compile_blocks: bool) -> tuple[Sampler, World]:
     """Open a checkpoint on this rank's device."""
     world = World.from_environment()
     device = device_of(world)
     set_threads(world)
-    return Sampler(path, device, weights, decoder, precision), world
+    return Sampler(path, device, weights, decoder, precision, compile_blocks), world
 
 
 def _begin(sampler: Sampler, settings: SamplingSettings, request: Request, labels: list[int]) -> list[int]:

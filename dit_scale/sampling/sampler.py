@@ -27,7 +27,13 @@ class Sampler:
     """A checkpoint's model, its objective and its decoder, on one device."""
 
     def __init__(
-        self, path: Path, device: str, weights: str = "ema", decoder: str | None = None, precision: str = "fp32"
+        self,
+        path: Path,
+        device: str,
+        weights: str = "ema",
+        decoder: str | None = None,
+        precision: str = "fp32",
+        compile_blocks: bool = False,
     ):
         checkpoint = open_whole(path)
         data = checkpoint.description.data
@@ -39,6 +45,8 @@ class Sampler:
         self.model = model_of(config.model, self.latents, len(self.class_names))
         self.model.load_state_dict(weights_of(checkpoint, weights), strict=False)  # positions are fixed, not stored
         self.model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+        if compile_blocks:
+            self.model.compile_blocks()
         run_dir = checkpoint.folder.parent.parent
         self.autoencoder = load_autoencoder(
             decoder or data["autoencoder"], folder=run_dir / AUTOENCODER_FOLDER, device=device
@@ -73,6 +81,7 @@ class Sampler:
             "weights": self.weights,
             "weights_digest": weights_digest(self.checkpoint, self.weights),
             "precision": self.precision,
+            **({"compiled": True} if self.model.is_compiled else {}),
             "autoencoder": self.autoencoder.identity,
         }
 

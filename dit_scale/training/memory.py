@@ -61,9 +61,10 @@ def model_on_meta(config: Config, latents: LatentSpec, num_classes: int) -> DiT:
         return model_of(config.model, latents, num_classes)
 
 
-def setup_of(config: Config, world_size: int, on_gpu: bool) -> TrainingSetup:
+def setup_of(config: Config, model: DiT, world_size: int, on_gpu: bool) -> TrainingSetup:
     """Return what a configuration's memory depends on; raises InputError where the ranks do not divide the batch."""
     plan, engine = plan_batches(config.train, world_size), config.engine
+    num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return TrainingSetup(
         micro_batch_size=_largest_micro_batch(plan),
         world_size=world_size,
@@ -71,8 +72,9 @@ def setup_of(config: Config, world_size: int, on_gpu: bool) -> TrainingSetup:
         bytes_per_number=DTYPES[engine.precision].itemsize,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         checkpoint_every_blocks=engine.checkpoint_every_blocks,
+        activation_budget=engine.activation_budget,
         offload_optimizer=engine.offload_optimizer,
-        bucket_elements=engine.bucket_elements,
+        bucket_elements=engine.bucket_for(num_parameters, world_size),
         on_gpu=on_gpu,
     )
 
@@ -87,7 +89,7 @@ def smaller_choices(config: Config, model: DiT, setup: TrainingSetup, limit_byte
     while size > 1:
         size //= 2
         train = replace(config.train, micro_batch_size_per_gpu=size)
-        halved = setup_of(replace(config, train=train), setup.world_size, setup.on_gpu)
+        halved = setup_of(replace(config, train=train), model, setup.world_size, setup.on_gpu)
         if estimate_memory(model, halved).peak <= limit_bytes or size == 1:
             tried.append((f"train.micro_batch_size_per_gpu={size}", halved))
             break
@@ -99,7 +101,7 @@ def smaller_choices(config: Config, model: DiT, setup: TrainingSetup, limit_byte
     ranks = setup.world_size
     while setup.zero_stage > 0 and config.train.global_batch_size % (2 * ranks) == 0:
         ranks *= 2
-        shared = setup_of(config, ranks, setup.on_gpu)
+        shared = setup_of(config, model, ranks, setup.on_gpu)
         if estimate_memory(model, shared).peak <= limit_bytes or config.train.global_batch_size % (2 * ranks):
             tried.append((f"{ranks} ranks", shared))
             break
@@ -162,7 +164,8 @@ def _sentence(config: Config, world: World, device: str, asked_bytes: int | None
     asked = f"{gigabytes(asked_bytes)} more" if asked_bytes else "more memory"
     has = f"{memory.name} has {gigabytes(memory.total_bytes)}"
     try:
-        setup, model = setup_of(config, world.world_size, device.startswith("cuda")), outline(config)
+        model = outline(config)
+        setup = setup_of(config, model, world.world_size, device.startswith("cuda"))
     except (InputError, Failure, OSError) as error:  # the data has gone meanwhile: the rest is still worth saying
         return (
             f"out of memory: {asked} was asked for where {has}; give a smaller train.micro_batch_size_per_gpu ({error})"

@@ -28,6 +28,8 @@ def test_ranks_that_do_not_divide_the_batch_are_refused() -> None:
     [
         (EngineConfig(zero_stage=0, precision="bf16"), "wrong Adam step; use engine.zero_stage=1"),
         (EngineConfig(zero_stage=0, precision="fp32", offload_optimizer=True), "use engine.zero_stage=1, 2 or 3"),
+        (EngineConfig(activation_budget=0.5), "give engine.compile=true"),
+        (EngineConfig(hierarchical_partitioning=True), "give engine.zero_stage=3"),
     ],
 )
 def test_what_deepspeed_gets_wrong_is_refused(engine: EngineConfig, sentence: str) -> None:
@@ -43,7 +45,11 @@ def test_deepspeed_knows_every_key_that_we_write(stage: int) -> None:
 
     train = TrainSection(global_batch_size=4)
     config = deepspeed_config(
-        EngineConfig(zero_stage=stage, offload_optimizer=stage > 0), train, plan_batches(train, 1)
+        EngineConfig(zero_stage=stage, offload_optimizer=stage > 0, hierarchical_partitioning=stage == 3),
+        train,
+        plan_batches(train, 1),
+        World(),
+        bucket_elements=1000,
     )
     unknown = (
         config["zero_optimization"].keys()

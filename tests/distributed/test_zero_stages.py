@@ -33,6 +33,24 @@ def test_each_stage_trains_alike_and_stage_0_goes_on_from_it(stage: int, stage_0
     assert onward["losses"] == pytest.approx(back["losses"], rel=1e-5)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_one_rank_which_copies_nothing_into_buckets_takes_the_same_steps(
+    stage: int, stage_0: Any, tmp_path: Path
+) -> None:
+    expected, _ = stage_0
+    saved = worker(stage, "fp32", "save", tmp_path, ranks=1)
+    assert saved["losses"] == pytest.approx(expected["losses"], rel=1e-6)
+    assert saved["norms"] == pytest.approx(expected["norms"], rel=1e-5)
+
+
+def test_a_copy_of_the_parameters_in_each_node_changes_nothing(stage_0: Any) -> None:
+    """Loaded weights are not those that the model began with, so copies of those would show."""
+    _, folder = stage_0
+    flat = worker(3, "fp32", "load", folder, ranks=4)
+    hierarchical = worker(3, "fp32", "load", folder, "hierarchical", ranks=4)
+    assert hierarchical == flat
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_follows_fp32(stage: int, stage_0: Any, tmp_path: Path) -> None:
     saved = worker(stage, "bf16", "save", tmp_path)

@@ -1,6 +1,6 @@
 """A rank of a small training run that checks the engine's state against brute force; run under torchrun.
 
-    worker STAGE PRECISION save|load FOLDER [offload]
+    worker STAGE PRECISION save|load FOLDER [offload] [hierarchical]
 
 Prints one JSON line on rank zero: losses, gradient norms, and what was compared.
 """
@@ -8,6 +8,7 @@ Prints one JSON line on rank zero: losses, gradient norms, and what was compared
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,10 @@ def check_discarded_updates(
         assert torch.equal(value, before[name]), f"{name} has changed in an update that was discarded"
 
 
-def main(stage: int, precision: str, action: str, folder: Path, offload: bool) -> None:
+def main(stage: int, precision: str, action: str, folder: Path, options: set[str]) -> None:
     world = World.from_environment()
+    if "hierarchical" in options:  # as on two nodes
+        world = replace(world, local_world_size=world.world_size // 2, local_rank=world.rank % (world.world_size // 2))
     set_threads(world, 1)
     with process_group(world, "cpu"):
         model = small_model()
@@ -110,7 +113,8 @@ def main(stage: int, precision: str, action: str, folder: Path, offload: bool) -
         config = EngineConfig(
             zero_stage=stage,  # type: ignore[arg-type]
             precision=precision,  # type: ignore[arg-type]
-            offload_optimizer=offload,
+            offload_optimizer="offload" in options,
+            hierarchical_partitioning="hierarchical" in options,
             checkpoint_every_blocks=2,
         )
         engine = build_engine(model, config, train, plan, world, "cpu")
@@ -150,4 +154,4 @@ def main(stage: int, precision: str, action: str, folder: Path, offload: bool) -
 
 if __name__ == "__main__":
     die_with_parent()
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]), "offload" in sys.argv)
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]), set(sys.argv[5:]))

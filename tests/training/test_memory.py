@@ -48,7 +48,8 @@ def test_other_errors_pass(config: Config) -> None:
 def test_choices_go_on_until_they_fit() -> None:
     train = TrainSection(global_batch_size=256, micro_batch_size_per_gpu=64)
     config = Config(run_dir="run", train=train)
-    model, setup = model_on_meta(config, LatentSpec(channels=4, size=32), 1000), setup_of(config, 2, on_gpu=True)
+    model = model_on_meta(config, LatentSpec(channels=4, size=32), 1000)
+    setup = setup_of(config, model, 2, on_gpu=True)
     choices = {choice.setting: choice.estimate.peak for choice in smaller_choices(config, model, setup)}
     assert set(choices) == {
         *("train.micro_batch_size_per_gpu=32", "engine.zero_stage=2", "engine.checkpoint_every_blocks=1"),

@@ -55,8 +55,9 @@ def bench_comm(
             DTYPES[engine.precision].itemsize,
             loop.plan.gradient_accumulation_steps,
             engine.checkpoint_every_blocks,
+            engine.activation_budget,
             engine.offload_optimizer,
-            engine.bucket_elements,
+            engine.bucket_for(loop.num_parameters, world.world_size),
             device.startswith("cuda"),
         )
         planned: dict[str, int] = {}

@@ -100,7 +100,7 @@ def model_and_engine(model: DiT | InputError, config: Config) -> Finding:
 def memory(model: DiT, config: Config, world: World, device: str) -> Finding:
     """Compare the estimated peak of a step with what this rank's device has."""
     on_gpu = device.startswith("cuda")
-    setup = setup_of(config, world.world_size, on_gpu)
+    setup = setup_of(config, model, world.world_size, on_gpu)
     estimate = estimate_memory(model, setup)
     recomputed = estimate_memory(model, replace(setup, checkpoint_every_blocks=1))
     available = memory_of(device).free_bytes / (1 if on_gpu else world.local_world_size)
@@ -130,7 +130,7 @@ def host(model: DiT, config: Config, world: World, device: str) -> Finding:
     """Compare what the ranks of a machine take of its memory beside their GPUs with what it has."""
     if not device.startswith("cuda"):
         return Finding("host memory", Status.PASS, "the model lies there: see memory")
-    estimate = estimate_memory(model, setup_of(config, world.world_size, on_gpu=True))
+    estimate = estimate_memory(model, setup_of(config, model, world.world_size, on_gpu=True))
     save = _bytes_of(model, config) // world.world_size
     needed, available = world.local_world_size * max(estimate.host_peak, save), host_memory().free_bytes
     figure = f"{gigabytes(needed)} of {gigabytes(available)} for {plural(world.local_world_size, 'rank')} of a node"
