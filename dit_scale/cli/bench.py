@@ -1,9 +1,10 @@
-"""The commands that measure: bench step, sample, comm, data, encode, save."""
+"""The commands that measure: bench step, sample, attention, feed, comm, data, encode, checkpoint."""
 
 import argparse
 from pathlib import Path
 
 from dit_scale.cli.arguments import positive
+from dit_scale.errors import InputError
 
 
 def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
@@ -13,10 +14,12 @@ def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
     benchmarks = command.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     _add_bench_step(benchmarks)
     _add_bench_sample(benchmarks)
+    _add_bench_attention(benchmarks)
+    _add_bench_feed(benchmarks)
     _add_bench_comm(benchmarks)
     _add_bench_data(benchmarks)
     _add_bench_encode(benchmarks)
-    _add_bench_save(benchmarks)
+    _add_bench_checkpoint(benchmarks)
 
 
 def _add_bench_step(benchmarks) -> None:  # type: ignore[no-untyped-def]
@@ -39,6 +42,23 @@ def _add_bench_sample(benchmarks) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--num-sampling-steps", type=positive, default=10, metavar="N", help="(default %(default)s)")
     _add_bench_options(command, rounds=5)
     command.set_defaults(run=_bench_sample)
+
+
+def _add_bench_attention(benchmarks) -> None:  # type: ignore[no-untyped-def]
+    text = "Forward and backward of every attention kernel that runs here, on a model's shape."
+    command = benchmarks.add_parser("attention", help="attention kernels", description=text)
+    _add_model_options(command, batch_size=16)
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures and where they come from")
+    command.set_defaults(run=_bench_attention)
+
+
+def _add_bench_feed(benchmarks) -> None:  # type: ignore[no-untyped-def]
+    text = "Training steps fed from shards that are made here, beside steps on one batch in memory."
+    command = benchmarks.add_parser("feed", help="steps from shards against one batch in memory", description=text)
+    _add_model_options(command, batch_size=16)
+    command.add_argument("--steps", type=positive, default=4, metavar="N", help="a round (default %(default)s)")
+    _add_bench_options(command, rounds=5)
+    command.set_defaults(run=_bench_feed)
 
 
 def _add_bench_comm(benchmarks) -> None:  # type: ignore[no-untyped-def]
@@ -106,16 +126,16 @@ def _add_bench_encode(benchmarks) -> None:  # type: ignore[no-untyped-def]
     command.set_defaults(run=_bench_encode)
 
 
-def _add_bench_save(benchmarks) -> None:  # type: ignore[no-untyped-def]
+def _add_bench_checkpoint(benchmarks) -> None:  # type: ignore[no-untyped-def]
     text = "How long training stands still for a save: synchronous, and written in the background."
-    command = benchmarks.add_parser("save", help="saving a checkpoint", description=text)
+    command = benchmarks.add_parser("checkpoint", help="saving a checkpoint", description=text)
     command.add_argument("--model", default="DiT-B/2", metavar="NAME", help="a preset (default %(default)s: 130M)")
     command.add_argument(
         "--folder", type=Path, metavar="DIR", help="on the disk to measure; default: for temporary files"
     )
     command.add_argument("--steps", type=positive, default=4, metavar="N", help="after each save (default %(default)s)")
     _add_bench_options(command, rounds=3)
-    command.set_defaults(run=_bench_save)
+    command.set_defaults(run=_bench_checkpoint)
 
 
 def _add_bench_options(command: argparse.ArgumentParser, rounds: int) -> None:
@@ -162,6 +182,24 @@ def _bench_sample(options: argparse.Namespace) -> None:
     )
 
 
+def _bench_attention(options: argparse.Namespace) -> None:
+    from dit_scale.config import EngineConfig
+    from dit_scale.tools.bench.attention import bench_attention
+
+    engine = EngineConfig(precision=options.precision, compile=options.compile)
+    bench_attention(options.model, options.image_size, options.batch_size, engine, options.json)
+
+
+def _bench_feed(options: argparse.Namespace) -> None:
+    from dit_scale.config import EngineConfig
+    from dit_scale.tools.bench.feed import bench_feed
+
+    if options.image_size != 256:
+        raise InputError(f"--image-size {options.image_size} has no shards made for it; leave it at 256")
+    engine = EngineConfig(precision=options.precision, compile=options.compile)
+    bench_feed(options.model, options.batch_size, engine, options.steps, options.rounds, options.json)
+
+
 def _bench_comm(options: argparse.Namespace) -> None:
     from dit_scale.config import EngineConfig
     from dit_scale.tools.bench.comm import bench_comm
@@ -191,7 +229,7 @@ def _bench_encode(options: argparse.Namespace) -> None:
     bench_encode(options.settings, options.images, options.rounds, options.json)
 
 
-def _bench_save(options: argparse.Namespace) -> None:
-    from dit_scale.tools.bench.save import bench_save
+def _bench_checkpoint(options: argparse.Namespace) -> None:
+    from dit_scale.tools.bench.checkpoint import bench_checkpoint
 
-    bench_save(options.model, options.folder, options.rounds, options.steps, options.json)
+    bench_checkpoint(options.model, options.folder, options.rounds, options.steps, options.json)

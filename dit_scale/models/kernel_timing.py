@@ -30,7 +30,11 @@ class AttentionShape:
 
 
 def seconds_of_backends(
-    shape: AttentionShape, device: torch.device, dtype: torch.dtype, backends: Sequence[str] = (*ON_CUDA, "sdpa")
+    shape: AttentionShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    backends: Sequence[str] = (*ON_CUDA, "sdpa"),
+    is_compiled: bool = False,
 ) -> dict[str, float | str]:
     """Return the median seconds of forward and backward for each backend, or why one cannot run.
 
@@ -41,11 +45,12 @@ def seconds_of_backends(
     for backend in backends:
         try:
             choose_backend(backend, device, dtype)
-            runs[backend] = run = _forward_and_backward(shape, device, dtype, backend)
+            runs[backend] = run = _forward_and_backward(shape, device, dtype, backend, is_compiled)
             run()  # what a first call sets up is not timed
         except Exception as error:  # a kernel refuses in its own way what it cannot do
             runs.pop(backend, None)
-            found[backend] = str(error).strip().split("\n")[0] or type(error).__name__
+            why = str(error).strip().split("\n")[0] or type(error).__name__
+            found[backend] = why.rpartition(" cannot run here: ")[2].partition("; set attention")[0]
     seconds: dict[str, list[float]] = {backend: [] for backend in runs}
     for _ in range(_ROUNDS):
         for backend, run in runs.items():
@@ -59,7 +64,7 @@ def fastest(seconds: dict[str, float | str]) -> str:
 
 
 def _forward_and_backward(
-    shape: AttentionShape, device: torch.device, dtype: torch.dtype, backend: str
+    shape: AttentionShape, device: torch.device, dtype: torch.dtype, backend: str, is_compiled: bool
 ) -> Callable[[], object]:
     size = (shape.batch_size, shape.num_tokens, 3, shape.num_heads, shape.head_size)
     qkv = torch.randn(size, device=device, dtype=dtype, requires_grad=True)  # as a block's linear layer gives them
@@ -67,9 +72,15 @@ def _forward_and_backward(
         dtype
     )
 
+    def attend(packed: Tensor) -> Tensor:
+        query, key, value = packed.unbind(dim=2)
+        return attention(query, key, value, backend)
+
+    if is_compiled:
+        attend = torch.compile(attend, dynamic=False)
+
     def run() -> tuple[Tensor, ...]:
-        query, key, value = qkv.unbind(dim=2)
-        mixed = attention(query, key, value, backend)
+        mixed = attend(qkv)
         return torch.autograd.grad(mixed, qkv, gradient)
 
     return run

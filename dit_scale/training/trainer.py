@@ -17,7 +17,7 @@ from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_go
 from dit_scale.config import Config, resolved
 from dit_scale.data.loader import Batch
 from dit_scale.distributed.devices import memory_of
-from dit_scale.distributed.engine import build_engine, plan_batches
+from dit_scale.distributed.engine import DTYPES, build_engine, plan_batches
 from dit_scale.distributed.fragments import OptimizerState
 from dit_scale.distributed.gate import UpdateGate
 from dit_scale.distributed.runtime import (
@@ -36,6 +36,7 @@ from dit_scale.models.flops import peak_flops, training_flops_per_image
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
 from dit_scale.training import run_folder
+from dit_scale.training.attention_choice import settle_attention
 from dit_scale.training.bad_steps import FILE_NAME as BAD_STEPS
 from dit_scale.training.bad_steps import BadSteps, watched
 from dit_scale.training.between_steps import BetweenSteps
@@ -98,6 +99,8 @@ class Trainer:
         objective = objective_of(config.diffusion, config.model.learn_sigma)
         model = self._new_model(is_new_run=found is None)
         weights = {name: value.clone() for name, value in model.state_dict().items()}
+        largest = max(part.stop - part.start for part in self.plan.micro_batches)
+        settle_attention(model, largest, torch.device(device), DTYPES[config.engine.precision], self.run_dir, world)
         self.flops_per_image = training_flops_per_image(model)
         latents = self.dataset.manifest.latents
         self.problem = Problem(objective, latents, config.seed, config.model.label_dropout, model.null_label)

@@ -138,7 +138,7 @@ def test_shards_that_not_all_read_are_refused(tmp_path: Path, capsys: pytest.Cap
 
 def test_saving_is_measured_on_a_real_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report.json"
-    main(["bench", "save", "--model", "DiT-S/8", "--rounds", "1", "--steps", "1", "--json", str(out)])
+    main(["bench", "checkpoint", "--model", "DiT-S/8", "--rounds", "1", "--steps", "1", "--json", str(out)])
     report = _report(out)
     assert report["checkpoint_bytes"] == 16 * report["parameters"] > 5e8
     assert set(report["ways"]) == {"synchronous", "in the background"}

@@ -1,6 +1,7 @@
 """`dit-scale bench step`: a whole training step of ours beside another code's, on the same weights and batch."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -74,12 +75,13 @@ def bench_step(
             }
         for step in (*steps.values(), *steps.values()):  # compiled, and every buffer made
             step()
-        memory = {name: _peak_memory(step) for name, step in steps.items()} if device.startswith("cuda") else {}
+        on_gpu = device.startswith("cuda")
+        memory = {name: _peak_memory(step) for name, step in steps.items()} if on_gpu else {}
+        syncs = {name: _host_syncs(step) for name, step in steps.items()} if on_gpu else {}
         # A step of each ahead of the one that counts: the memory that the one before gave back is taken again.
         costs = in_rounds({name: _synchronised(step) for name, step in steps.items()}, rounds, before=steps)
         by_part = _parts_in_rounds(parts, rounds)
         kernels = {name: kernel_classes(step, device) for name, step in steps.items()}
-    on_gpu = device.startswith("cuda")
     seconds = {
         name: [cost.wall_seconds if on_gpu else cost.cpu_seconds for cost in found] for name, found in costs.items()
     }
@@ -102,6 +104,7 @@ def bench_step(
         "parts": by_part,
         "kernels": kernels,
         "peak_memory_bytes": memory,
+        "host_syncs": syncs,
         "mfu": rate * flops / peak if peak else None,
         "output_difference": differences,
     }
@@ -142,6 +145,18 @@ def _peak_memory(step: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated()
 
 
+def _host_syncs(step: Callable[[], object]) -> int:
+    """Return how often the host waits for the GPU in a step, as PyTorch warns of it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
 def _parts_in_rounds(parts: Mapping[str, Steps], rounds: int) -> dict[str, dict[str, dict[str, float]]]:
     """Return the seconds of each part of each one's step; parts follow each other as in a step."""
     on_gpu = torch.cuda.is_available()
@@ -175,6 +190,7 @@ def _show(report: dict[str, Any], batch_size: int) -> None:
         rows.append([f"of it {kind}", *(f"{report['kernels'][name][kind]:.1%}" for name in names)])
     if report["peak_memory_bytes"]:
         rows.append(["peak memory", *(f"{report['peak_memory_bytes'][name] / 1e9:.2f} GB" for name in names)])
+        rows.append(["the host waits", *(str(report["host_syncs"][name]) for name in names)])
     show_table("median (least-most)", ["", *names], rows)
     for name, speedup in report["speedup"].items():
         print(

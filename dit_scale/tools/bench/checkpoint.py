@@ -1,4 +1,4 @@
-"""`dit-scale bench save`: how long the step loop stands still for a save, written before its eyes or behind it."""
+"""`dit-scale bench checkpoint`: what a save costs the step loop, written before its eyes or behind it."""
 
 import tempfile
 import time
@@ -20,6 +20,7 @@ from dit_scale.tools.bench.report import check_target, origin_of, show, show_tab
 _PACKAGES = ("dit_scale", "torch", "deepspeed", "numpy")
 _LATENTS = LatentSpec(channels=4, size=16)
 _BATCH = 4
+_SECONDS_BETWEEN_SAVES = 600
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class _Round:
     """Until all was on disk."""
     step_seconds: float
     """A step while it was being written, or after it."""
+
+    def lost_seconds(self, steps: int, quiet_seconds: float) -> float:
+        """Return what training lost: standing still, and slower steps after it."""
+        return self.stalled_seconds + steps * max(0.0, self.step_seconds - quiet_seconds)
 
 
 class _SavingLoop(Loop):
@@ -56,10 +61,10 @@ class _SavingLoop(Loop):
         return _Round(stalled, outcome.seconds, seconds)
 
 
-def bench_save(model_name: str, folder: Path | None, rounds: int, steps: int, json_file: Path | None) -> None:
+def bench_checkpoint(model_name: str, folder: Path | None, rounds: int, steps: int, json_file: Path | None) -> None:
     """Save a model's whole state in both ways, in turn, ``rounds`` times each; print and write what it took."""
     check_target(json_file)
-    report = origin_of("save", _PACKAGES)
+    report = origin_of("checkpoint", _PACKAGES)
     device = device_of(World())
     set_threads(World())
     with process_group(World(), device), _place(folder) as place:
@@ -96,6 +101,7 @@ def _figures(
         mine.stalled_seconds / theirs.stalled_seconds
         for mine, theirs in zip(measured["in the background"], measured["synchronous"], strict=True)
     ]
+    quiet_seconds = Spread.of(quiet).median
     return {
         "model": model_name,
         "parameters": num_parameters,
@@ -110,6 +116,10 @@ def _figures(
             for name, found in measured.items()
         },
         "stall_ratio": asdict(Spread.of(ratios)),
+        "share_of_time": {
+            name: asdict(Spread.of([one.lost_seconds(steps, quiet_seconds) / _SECONDS_BETWEEN_SAVES for one in found]))
+            for name, found in measured.items()
+        },
     }
 
 
@@ -127,10 +137,12 @@ def _show(report: dict[str, Any]) -> None:
     columns = ["a save", "the loop stands still, s", "on disk after, s", "a step then takes, s"]
     show_table("median (least-most)", columns, rows)
     print(f"standing still, in the background against synchronous: {Spread(**report['stall_ratio'])}")
+    for name, share in report["share_of_time"].items():
+        print(f"one save every 10 minutes costs {share['median']:.2%} of the time: {name}")
 
 
 @contextmanager
 def _place(folder: Path | None) -> Iterator[Path]:
     """Give an empty folder that goes with its checkpoints; ``folder`` says on which disk."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix="bench-save-") as name:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="bench-checkpoint-") as name:
         yield Path(name)

@@ -1,0 +1,46 @@
+"""`dit-scale bench attention`: forward and backward of each kernel on a model's shape."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from dit_scale.config import EngineConfig
+from dit_scale.distributed.engine import DTYPES
+from dit_scale.distributed.runtime import World, device_of, set_threads
+from dit_scale.latents import LatentSpec
+from dit_scale.models import build_model
+from dit_scale.models.kernel_timing import AttentionShape, fastest, seconds_of_backends
+from dit_scale.tools.bench.loop import CLASSES
+from dit_scale.tools.bench.report import check_target, origin_of, show, show_table, write_report
+
+_PACKAGES = ("dit_scale", "torch", "xformers")
+
+
+def bench_attention(
+    model_name: str, image_size: int, batch_size: int, engine: EngineConfig, json_file: Path | None
+) -> None:
+    """Time every kernel that runs here; print and write what each takes."""
+    check_target(json_file)
+    report = origin_of("attention", _PACKAGES)
+    device = torch.device(device_of(World()))
+    report["threads"] = set_threads(World())
+    with torch.device("meta"):
+        model = build_model(model_name, latent_size=LatentSpec(4, image_size // 8).size, num_classes=CLASSES)
+    shape = AttentionShape.of(model, batch_size)
+    found = seconds_of_backends(shape, device, DTYPES[engine.precision])
+    found |= seconds_of_backends(shape, device, DTYPES[engine.precision], ["matmul"], is_compiled=engine.compile)
+    chosen = fastest(found)
+    report |= {"model": model_name, "shape": asdict(shape), "precision": engine.precision, "compile": engine.compile}
+    report |= {"seconds": found, "fastest": chosen}
+    show(report)
+    print(
+        f"{model_name} at {image_size} px: {shape.batch_size} images of {shape.num_tokens} tokens, {shape.num_heads} "
+        f"heads of {shape.head_size}, {engine.precision}{', matmul compiled' if engine.compile else ''}"
+    )
+    rows = [
+        [name, f"{1000 * value:.3f}" if isinstance(value, float) else "-", "" if isinstance(value, float) else value]
+        for name, value in sorted(found.items(), key=lambda item: str(item[1]) if isinstance(item[1], str) else "")
+    ]
+    show_table("forward and backward of a block", ["kernel", "ms", "does not run here"], rows)
+    write_report(report, json_file)
