@@ -48,7 +48,7 @@ def plan_batches(train: TrainSection, world_size: int) -> BatchPlan:
 
 
 def build_engine(
-    model: nn.Module, engine: EngineConfig, train: TrainSection, batches: BatchPlan, world: World, device: str
+    model: Any, engine: EngineConfig, train: TrainSection, batches: BatchPlan, world: World, device: str
 ) -> Any:
     """Wrap a model for training: activation checkpointing, compilation, AdamW, DeepSpeed's ZeRO.
 
@@ -71,6 +71,8 @@ def build_engine(
         weight_decay=train.weight_decay,
         fused=True,
     )
+    if engine.zero_stage == 3:  # a block's weights come together: no hook of DeepSpeed's breaks what is compiled
+        deepspeed.utils.set_z3_leaf_modules(model, list({type(block) for block in model.blocks}))
     num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     config = deepspeed_config(engine, train, batches, world, engine.bucket_for(num_parameters, world.world_size))
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)

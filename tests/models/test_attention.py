@@ -22,16 +22,19 @@ def nothing_chosen() -> Iterator[None]:
     attention_module._choose_backend.cache_clear()
 
 
-def test_sdpa_is_the_formula() -> None:
-    query, key, value = torch.randn(3, 2, 5, 4, 8, dtype=torch.float64).unbind()  # [N, T, H, d]
-    weights = (torch.einsum("nqhd,nkhd->nhqk", query, key) / math.sqrt(8)).softmax(dim=-1)
+@pytest.mark.parametrize("backend", ["sdpa", "matmul", "flash", "flash-padded"])
+def test_every_kernel_that_a_cpu_has_is_the_formula(backend: str) -> None:
+    query, key, value = torch.randn(3, 2, 5, 4, 72).unbind()  # [N, T, H, d]; 72 is filled up to 128
+    weights = (torch.einsum("nqhd,nkhd->nhqk", query, key) / math.sqrt(72)).softmax(dim=-1)
     expected = torch.einsum("nhqk,nkhd->nqhd", weights, value)
-    torch.testing.assert_close(attention(query, key, value, "sdpa"), expected)
+    torch.testing.assert_close(attention(query, key, value, backend), expected)
 
 
 def test_xformers_is_refused_on_a_cpu_with_the_way_out() -> None:
     with pytest.raises(InputError, match="no operator for device 'cpu'; set attention to 'auto' or 'sdpa'"):
         choose_backend("xformers", CPU)
+    with pytest.raises(InputError, match="'cudnn-padded' cannot run here: it has no operator for device 'cpu'"):
+        choose_backend("cudnn-padded", CPU)
 
 
 def test_unknown_backend_is_refused() -> None:
@@ -42,6 +45,13 @@ def test_unknown_backend_is_refused() -> None:
 def test_auto_takes_sdpa_where_xformers_has_no_operator() -> None:
     assert choose_backend("auto", CPU) == "sdpa"
     assert choose_backend("auto", CUDA, torch.float64) == "sdpa"
+
+
+def test_auto_spells_attention_out_in_compiled_bf16_on_a_cpu() -> None:
+    assert choose_backend("auto", CPU, torch.bfloat16, is_compiled=True) == "matmul"
+    assert choose_backend("auto", CPU, torch.bfloat16) == "sdpa"
+    assert choose_backend("auto", CPU, torch.float32, is_compiled=True) == "sdpa"
+    assert choose_backend("sdpa", CPU, torch.bfloat16, is_compiled=True) == "sdpa"
 
 
 @pytest.mark.usefixtures("nothing_chosen")
@@ -70,11 +80,11 @@ def test_the_choice_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixt
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("head_size", [64, 72])
-def test_xformers_agrees_with_sdpa(head_size: int) -> None:
-    pytest.importorskip("xformers")
+@pytest.mark.parametrize("kernel", ["xformers", "cudnn", "flash", "cudnn-padded", "flash-padded", "matmul"])
+def test_every_kernel_of_a_gpu_agrees_with_sdpa(kernel: str, head_size: int) -> None:
     qkv = torch.randn(2, 64, 3, 4, head_size, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     results = []
-    for backend in ("xformers", "sdpa"):
+    for backend in (kernel, "sdpa"):
         output = attention(*qkv.unbind(dim=2), backend)
         (gradient,) = torch.autograd.grad(output.float().square().sum(), qkv)
         results.append((output, gradient))

@@ -144,6 +144,7 @@ def test_saving_is_measured_on_a_real_loop(tmp_path: Path, capsys: pytest.Captur
     assert set(report["ways"]) == {"synchronous", "in the background"}
     for way in report["ways"].values():
         assert all(spread["median"] > 0 for spread in way.values())
+    assert all(share["median"] > 0 for share in report["share_of_time"].values())
     assert "the loop stands still" in capsys.readouterr().out
 
 
@@ -167,6 +168,23 @@ def test_sampling_is_measured_beside_a_plain_one_that_draws_the_same(tmp_path: P
     report = _report(out)
     assert report["latent_difference"]["plain"] < 1e-4
     assert report["speedup"]["plain"]["median"] > 0.0
+
+
+def test_attention_kernels_are_timed_or_say_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.json"
+    main(["bench", "attention", "--model", "DiT-S/8", "--batch-size", "1", "--json", str(out)])
+    report = _report(out)
+    assert report["shape"] == {"batch_size": 1, "num_tokens": 16, "num_heads": 6, "head_size": 64}
+    assert report["fastest"] in ("sdpa", "matmul")
+    assert "it has no operator for device 'cpu'" in capsys.readouterr().out
+
+
+def test_steps_are_fed_from_shards_beside_a_batch_in_memory(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    run(["bench", "feed", "--model", "DiT-S/8", "--batch-size", "2", "--steps", "1", "--rounds", "1", "--json", out])
+    report = json.loads(out.read_text())
+    assert len(report["seconds"]) == 2
+    assert report["ratio"]["median"] > 0.0
 
 
 def test_communication_is_counted_as_planned(tmp_path: Path) -> None:

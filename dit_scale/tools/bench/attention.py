@@ -14,7 +14,7 @@ from dit_scale.models.kernel_timing import AttentionShape, fastest, seconds_of_b
 from dit_scale.tools.bench.loop import CLASSES
 from dit_scale.tools.bench.report import check_target, origin_of, show, show_table, write_report
 
-_PACKAGES = ("dit_scale", "torch", "xformers")
+_PACKAGES = ("dit_scale", "torch", "xformers", "numpy")
 
 
 def bench_attention(

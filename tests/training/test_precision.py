@@ -1,0 +1,109 @@
+"""Loss and gradients of every way to compute a step against plain fp32, eager: how far each may be, and is."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from dit_scale.config import EngineConfig
+from dit_scale.diffusion import build_objective
+from dit_scale.distributed.engine import DTYPES, wrap_blocks
+from dit_scale.errors import InputError
+from dit_scale.latents import LatentSpec
+from dit_scale.models import DiT
+from dit_scale.training.step import Problem
+
+LATENTS = LatentSpec(channels=4, size=16, scale=(0.5,))
+IMAGES = 8
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def model() -> DiT:
+    torch.manual_seed(0)
+    made = DiT(latent_size=16, patch_size=2, hidden_size=96, depth=3, num_heads=2, num_classes=5)
+    for parameter in made.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return made
+
+
+def loss_and_gradients(engine: EngineConfig) -> tuple[float, dict[str, Tensor]]:
+    """Return the mean loss and the gradient of each parameter, in fp32, of one batch."""
+    dtype = DTYPES[engine.precision]
+    network = model().to(dtype)
+    wrap_blocks(network, engine)
+    moments = torch.randn(IMAGES, *LATENTS.moments_shape, generator=torch.Generator().manual_seed(1))
+    problem = Problem(build_objective("gaussian"), LATENTS, seed=0, label_dropout=0.5, null_label=5)
+    positions = torch.arange(IMAGES)
+    losses = problem.loss(lambda x, t, y: network(x.to(dtype), t, y), moments, positions % 5, positions)
+    losses.mean().backward()
+    gradients = {name: p.grad.float() for name, p in network.named_parameters() if p.grad is not None}
+    return losses.mean().item(), gradients
+
+
+def relative_error(gradients: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
+    """Return the largest error of a parameter's gradient, over the gradient's length."""
+    assert gradients.keys() == reference.keys()
+    return max(((gradients[name] - value).norm() / value.norm()).item() for name, value in reference.items())
+
+
+@pytest.mark.parametrize(
+    ("engine", "of_loss", "of_gradients"),
+    [
+        (EngineConfig(precision="fp32", checkpoint_every_blocks=1), 1e-6, 1e-6),
+        (EngineConfig(precision="fp32", compile=True), 1e-6, 2e-6),
+        (EngineConfig(precision="fp32", compile=True, activation_budget=0.3), 1e-6, 2e-6),
+        (EngineConfig(precision="bf16"), 1e-3, 2e-2),
+        (EngineConfig(precision="bf16", compile=True), 1e-3, 2e-2),
+        (EngineConfig(precision="bf16", compile=True, checkpoint_every_blocks=2), 1e-3, 2e-2),
+        (EngineConfig(precision="bf16", compile=True, activation_budget=0.3), 1e-3, 2e-2),
+        (EngineConfig(precision="bf16", fp8=True), 1e-2, 1e-1),
+    ],
+)
+def test_stays_close_to_plain_fp32(engine: EngineConfig, of_loss: float, of_gradients: float) -> None:
+    loss, gradients = loss_and_gradients(engine)
+    reference_loss, reference = loss_and_gradients(EngineConfig(precision="fp32"))
+    assert loss == pytest.approx(reference_loss, rel=of_loss)
+    assert relative_error(gradients, reference) < of_gradients
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_blocks_keep_what_the_budget_leaves_them(is_compiled: bool) -> None:
+    """Compiled blocks keep less with a smaller budget; those that are not cannot."""
+    kept = [_bytes_kept(EngineConfig(precision="fp32", compile=is_compiled, activation_budget=b)) for b in (1.0, 0.2)]
+    assert kept[1] < 0.6 * kept[0] if is_compiled else kept[1] == kept[0]
+
+
+def _bytes_kept(engine: EngineConfig) -> int:
+    """Return the bytes that autograd keeps of a forward pass, beside the weights."""
+    torch._dynamo.reset()
+    network = model()
+    wrap_blocks(network, engine)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    latent, time = torch.randn(IMAGES, *LATENTS.shape), torch.arange(IMAGES)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = network(latent, time, time % 5)
+    output.sum().backward()
+    return sum(kept.values())
+
+
+def test_fp8_without_torchao_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)  # what a missing module looks like
+    with pytest.raises(InputError, match=r"engine.fp8 needs torchao .*; pip install torchao"):
+        wrap_blocks(model(), EngineConfig(fp8=True))
