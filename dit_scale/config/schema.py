@@ -187,7 +187,7 @@ class TrainSection:
     """Bad steps among the last 1,000; one more ends the run."""
 
 
-_LEAST_BUCKET, _LARGEST_BUCKET = 8_000_000, 200_000_000  # elements
+_LEAST_BUCKET, _LARGEST_BUCKET, _LEAST_PART = 8_000_000, 200_000_000, 4_000_000  # elements
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,8 @@ class EngineConfig:
     """Linear layers of blocks in 8 bits by torchao, for GPUs that have them (Hopper and later); elsewhere emulated."""
     bucket_elements: int | None = None
     """Elements that DeepSpeed reduces or gathers in one call; null takes a tenth of the model, within limits."""
+    reduce_to_owners: bool | None = None
+    """ZeRO 1, 2: send gradients to the rank that updates them alone, which halves traffic; null: if parts are large."""
     hierarchical_partitioning: bool = False
     """ZeRO 3 over nodes: each node keeps all parameters, so that backward gathers inside it (ZeRO++ hpZ)."""
     threads_per_rank: int | None = None
@@ -223,6 +225,12 @@ class EngineConfig:
             return self.bucket_elements
         least = _LEAST_BUCKET * max(1, world_size - 1).bit_length()
         return min(num_parameters, max(num_parameters // 10, least), _LARGEST_BUCKET)
+
+    def reduces_to_owners(self, num_parameters: int, world_size: int) -> bool:
+        """Return whether each rank's part is reduced to it alone, a call a part, or buckets to all ranks."""
+        if self.reduce_to_owners is not None:
+            return self.reduce_to_owners
+        return num_parameters // world_size >= _LEAST_PART
 
 
 @dataclass(frozen=True)

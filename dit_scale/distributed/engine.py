@@ -74,7 +74,7 @@ def build_engine(
     if engine.zero_stage == 3:  # a block's weights come together: no hook of DeepSpeed's breaks what is compiled
         deepspeed.utils.set_z3_leaf_modules(model, list({type(block) for block in model.blocks}))
     num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    config = deepspeed_config(engine, train, batches, world, engine.bucket_for(num_parameters, world.world_size))
+    config = deepspeed_config(engine, train, batches, world, num_parameters)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if not _reduces(engine, world):
         wrapped.optimizer.buffered_reduce_fallback = lambda *_, **__: None
@@ -95,15 +95,18 @@ def wrap_blocks(model: nn.Module, engine: EngineConfig) -> None:
 
 
 def deepspeed_config(
-    engine: EngineConfig, train: TrainSection, batches: BatchPlan, world: World, bucket_elements: int
+    engine: EngineConfig, train: TrainSection, batches: BatchPlan, world: World, num_parameters: int
 ) -> dict[str, Any]:
     """Return DeepSpeed's configuration; learning rate, data and checkpoints stay ours."""
     zero: dict[str, Any] = {"stage": engine.zero_stage}
+    bucket_elements = engine.bucket_for(num_parameters, world.world_size)
     if engine.zero_stage > 0:
         zero |= {"reduce_bucket_size": bucket_elements, "overlap_comm": torch.cuda.is_available()}
     if engine.zero_stage in (1, 2):
         zero |= {"allgather_bucket_size": bucket_elements}
         zero |= {"contiguous_gradients": _reduces(engine, world)}
+        to_owners = engine.reduces_to_owners(num_parameters, world.world_size)
+        zero |= {"use_multi_rank_bucket_allreduce": not to_owners}
     if engine.zero_stage == 3:
         zero |= {"stage3_prefetch_bucket_size": bucket_elements}
     if engine.hierarchical_partitioning:

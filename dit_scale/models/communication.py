@@ -17,13 +17,14 @@ Phase = Literal["forward", "backward", "nothing"]
 class Collective:
     """One kind of communication in a step."""
 
-    kind: Literal["all_reduce", "all_gather", "reduce_scatter"]
+    kind: Literal["all_reduce", "all_gather", "reduce", "reduce_scatter"]
     what: str
     num_bytes: int
     calls: int
     """About how many."""
     hides_behind: Phase
     """The computation that goes on meanwhile."""
+    stays_in_node: bool = False
 
     def sent_bytes(self, world_size: int) -> float:
         """Return what a rank sends."""
@@ -44,10 +45,14 @@ def collectives_of(model: DiT, setup: TrainingSetup) -> list[Collective]:
         return _stage_3(model, setup)
     total = sum(_trained(model))
     # Every micro step at stage 2, which keeps no whole gradients; once a step at the others. DeepSpeed reduces to all
-    # ranks, and each takes its part, which sends twice of what a reduce-scatter would.
+    # ranks, and each takes its part, which sends twice of what a reduce-scatter would; or to each part's owner.
     reductions = setup.gradient_accumulation_steps if setup.zero_stage == 2 else 1
     num_bytes = reductions * setup.bytes_per_number * total
-    gradients = Collective("all_reduce", "gradients", num_bytes, reductions * _calls(total, setup), "backward")
+    calls = reductions * _calls(total, setup)
+    if setup.zero_stage and setup.reduce_to_owners:
+        gradients = Collective("reduce", "gradients", num_bytes, calls + reductions * setup.world_size, "backward")
+    else:
+        gradients = Collective("all_reduce", "gradients", num_bytes, calls, "backward")
     if setup.zero_stage == 0:
         return [gradients]
     padded = _padded(total, _ALIGNMENT * setup.world_size)
@@ -67,7 +72,14 @@ def _stage_3(model: DiT, setup: TrainingSetup) -> list[Collective]:
     calls = _calls(large, setup) + model.depth
     found = [
         Collective("all_gather", "weights for forward", micro_steps * number * large, micro_steps * calls, "forward"),
-        Collective("all_gather", "weights for backward", micro_steps * number * again, micro_steps * calls, "backward"),
+        Collective(
+            "all_gather",
+            "weights for backward",
+            micro_steps * number * again,
+            micro_steps * calls,
+            "backward",
+            stays_in_node=setup.node_size > 0,
+        ),
         Collective("all_gather", "small updated weights", number * small, 1, "nothing"),
         Collective(
             "reduce_scatter",

@@ -37,6 +37,10 @@ class TrainingSetup:
     """Part of its activations that a block keeps beside its input."""
     offload_optimizer: bool = False
     bucket_elements: int = 200_000_000
+    reduce_to_owners: bool = False
+    """Stages 1, 2: gradients go to the rank that updates them, not to all."""
+    node_size: int = 0
+    """Stage 3: ranks of a node that keep all parameters between them once more (ZeRO++ hpZ); 0 is none."""
     on_gpu: bool = True
     """A GPU's buckets are allocated whole, and doubled so that reducing overlaps; a CPU's only as far as used."""
 
@@ -137,7 +141,8 @@ def _parameter_elements(sizes: Sequence[int], setup: TrainingSetup) -> tuple[int
     persistent = sum(size for size in sizes if size <= STAGE_3_PERSISTENT)
     # DeepSpeed keeps what is used again within so many parameters: a model below that is gathered whole.
     gathered = max(0, min(total, STAGE_3_REUSE_DISTANCE) - persistent)
-    return sum(-(-size // setup.world_size) for size in sizes) + persistent, gathered
+    second = sum(-(-size // setup.node_size) for size in sizes) if setup.node_size else 0
+    return sum(-(-size // setup.world_size) for size in sizes) + persistent + second, gathered
 
 
 def _gradient_elements(sizes: Sequence[int], setup: TrainingSetup) -> int:

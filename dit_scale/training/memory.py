@@ -61,7 +61,7 @@ def model_on_meta(config: Config, latents: LatentSpec, num_classes: int) -> DiT:
         return model_of(config.model, latents, num_classes)
 
 
-def setup_of(config: Config, model: DiT, world_size: int, on_gpu: bool) -> TrainingSetup:
+def setup_of(config: Config, model: DiT, world_size: int, on_gpu: bool, gpus_per_node: int = 8) -> TrainingSetup:
     """Return what a configuration's memory depends on; raises InputError where the ranks do not divide the batch."""
     plan, engine = plan_batches(config.train, world_size), config.engine
     num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -75,6 +75,8 @@ def setup_of(config: Config, model: DiT, world_size: int, on_gpu: bool) -> Train
         activation_budget=engine.activation_budget,
         offload_optimizer=engine.offload_optimizer,
         bucket_elements=engine.bucket_for(num_parameters, world_size),
+        reduce_to_owners=engine.reduces_to_owners(num_parameters, world_size),
+        node_size=min(gpus_per_node, world_size) if engine.hierarchical_partitioning else 0,
         on_gpu=on_gpu,
     )
 

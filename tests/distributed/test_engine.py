@@ -49,7 +49,7 @@ def test_deepspeed_knows_every_key_that_we_write(stage: int) -> None:
         train,
         plan_batches(train, 1),
         World(),
-        bucket_elements=1000,
+        num_parameters=1000,
     )
     unknown = (
         config["zero_optimization"].keys()

@@ -43,6 +43,13 @@ def test_one_rank_which_copies_nothing_into_buckets_takes_the_same_steps(
     assert saved["norms"] == pytest.approx(expected["norms"], rel=1e-5)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_gradients_that_go_to_their_owners_alone_take_the_same_steps(stage: int, stage_0: Any, tmp_path: Path) -> None:
+    saved = worker(stage, "fp32", "save", tmp_path, "to-owners")
+    assert saved["losses"] == pytest.approx(stage_0[0]["losses"], rel=1e-6)
+    assert saved["norms"] == pytest.approx(stage_0[0]["norms"], rel=1e-5)
+
+
 def test_a_copy_of_the_parameters_in_each_node_changes_nothing(stage_0: Any) -> None:
     """Loaded weights are not those that the model began with, so copies of those would show."""
     _, folder = stage_0

@@ -1,6 +1,6 @@
 """Ranks of a small model that count what they tell each other in a step, under each stage; run under torchrun.
 
-    traffic_worker STAGE MICRO_BATCH WIDTH
+    traffic_worker STAGE MICRO_BATCH WIDTH [to-owners]
 
 Prints one JSON line on rank zero: bytes counted, and bytes planned, by kind.
 """
@@ -24,13 +24,14 @@ IMAGES_A_RANK = 4
 
 def main() -> None:
     die_with_parent()
-    stage, micro_batch, width = map(int, sys.argv[1:])
+    stage, micro_batch, width = map(int, sys.argv[1:4])
+    to_owners = "to-owners" in sys.argv
     world = World.from_environment()
     set_threads(world, 1)
     # 1001 rows of labels, which Loop's classes ask for, and a width that no number of ranks here divides evenly.
     model = DiT(latent_size=8, patch_size=2, hidden_size=width, depth=2, num_heads=4, num_classes=1000)
     with process_group(world, "cpu"):
-        engine = EngineConfig(zero_stage=stage, precision="fp32")  # type: ignore[arg-type]
+        engine = EngineConfig(zero_stage=stage, precision="fp32", reduce_to_owners=to_owners)  # type: ignore[arg-type]
         size = IMAGES_A_RANK * world.world_size
         loop = Loop(model, LATENTS, engine, size, micro_batch, world, "cpu")
         for _ in range(2):
@@ -38,7 +39,9 @@ def main() -> None:
         with Traffic() as traffic:
             loop.step()
     accumulation = IMAGES_A_RANK // micro_batch
-    setup = TrainingSetup(micro_batch, world.world_size, stage, 4, accumulation, on_gpu=False)
+    setup = TrainingSetup(
+        micro_batch, world.world_size, stage, 4, accumulation, reduce_to_owners=to_owners, on_gpu=False
+    )
     shapes = DiT(latent_size=8, patch_size=2, hidden_size=width, depth=2, num_heads=4, num_classes=1000)
     planned: Counter[str] = Counter()
     for collective in collectives_of(shapes, setup):

@@ -1,6 +1,6 @@
 """A rank of a small training run that checks the engine's state against brute force; run under torchrun.
 
-    worker STAGE PRECISION save|load FOLDER [offload] [hierarchical]
+    worker STAGE PRECISION save|load FOLDER [offload] [hierarchical] [to-owners]
 
 Prints one JSON line on rank zero: losses, gradient norms, and what was compared.
 """
@@ -115,6 +115,7 @@ def main(stage: int, precision: str, action: str, folder: Path, options: set[str
             precision=precision,  # type: ignore[arg-type]
             offload_optimizer="offload" in options,
             hierarchical_partitioning="hierarchical" in options,
+            reduce_to_owners="to-owners" in options,
             checkpoint_every_blocks=2,
         )
         engine = build_engine(model, config, train, plan, world, "cpu")

@@ -58,7 +58,8 @@ def bench_comm(
             engine.activation_budget,
             engine.offload_optimizer,
             engine.bucket_for(loop.num_parameters, world.world_size),
-            device.startswith("cuda"),
+            engine.reduces_to_owners(loop.num_parameters, world.world_size),
+            on_gpu=device.startswith("cuda"),
         )
         planned: dict[str, int] = {}
         for collective in collectives_of(model, setup):

@@ -100,5 +100,8 @@ def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, c
 
 
 def _seconds(collective: Collective, cluster: Cluster) -> float:
-    sent = collective.sent_bytes(cluster.num_gpus) / (cluster.ring_bandwidth * BANDWIDTH_SHARE)
-    return sent + collective.calls * CALL_SECONDS * max(1, (cluster.num_gpus - 1).bit_length())
+    is_inside = collective.stays_in_node
+    ranks = min(cluster.num_gpus, cluster.gpus_per_node) if is_inside else cluster.num_gpus
+    bandwidth = cluster.gpu.link_bandwidth if is_inside else cluster.ring_bandwidth
+    sent = collective.sent_bytes(ranks) / (bandwidth * BANDWIDTH_SHARE)
+    return sent + collective.calls * CALL_SECONDS * max(1, (ranks - 1).bit_length())

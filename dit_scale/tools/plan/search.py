@@ -42,7 +42,7 @@ class Plan:
 
 def plan_of(config: Config, model: DiT, cluster: Cluster) -> Plan:
     """Return the plan of a configuration as it stands; raises InputError where the GPUs do not divide the batch."""
-    setup = setup_of(config, model, cluster.num_gpus, on_gpu=True)
+    setup = setup_of(config, model, cluster.num_gpus, on_gpu=True, gpus_per_node=cluster.gpus_per_node)
     size, compiled = config.train.global_batch_size, config.engine.compile
     return Plan(config, setup, estimate_memory(model, setup), predict(model, setup, cluster, size, compiled))
 
