@@ -28,6 +28,9 @@ def _add_bench_step(benchmarks) -> None:  # type: ignore[no-untyped-def]
     _add_model_options(command, batch_size=16)
     _add_peer(command)
     command.add_argument(
+        "--without-deepspeed", action="store_true", help="our own step without DeepSpeed, too (fp32 alone)"
+    )
+    command.add_argument(
         "--checkpoint-every-blocks", type=int, default=0, metavar="K", help="activation checkpointing (default none)"
     )
     _add_bench_options(command, rounds=5)
@@ -147,6 +150,8 @@ def _bench_step(options: argparse.Namespace) -> None:
     from dit_scale.config import EngineConfig
     from dit_scale.tools.bench.step import bench_step
 
+    if options.without_deepspeed and options.precision != "fp32":
+        raise InputError(f"--without-deepspeed has no master weights for {options.precision}; give --precision fp32")
     engine = EngineConfig(
         zero_stage=1,
         precision=options.precision,
@@ -160,6 +165,7 @@ def _bench_step(options: argparse.Namespace) -> None:
         engine,
         options.peer_path,
         options.peer_precision,
+        options.without_deepspeed,
         options.rounds,
         options.json,
     )

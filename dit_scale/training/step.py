@@ -54,7 +54,7 @@ def train_step(
     def denoiser(noised_latent: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
         return engine(noised_latent.to(dtype), timestep, label)
 
-    is_whole = torch.ones(len(batch.positions), device=engine.device)
+    is_whole = torch.ones(len(batch.positions))
     is_whole[list(batch.damaged)] = 0.0  # a record set aside has no part in the step
     all_losses = []
     was_updated = False
@@ -64,7 +64,7 @@ def train_step(
             for tensor in (batch.moments, batch.labels, batch.positions)
         )
         losses = problem.loss(denoiser, moments, labels, positions)  # [micro batch]
-        losses = losses * is_whole[part] if batch.damaged else losses
+        losses = losses * is_whole[part].to(engine.device) if batch.damaged else losses
         # DeepSpeed divides by the number of micro steps; the gradient is to be the mean over the rank's images.
         engine.backward(losses.sum() * (plan.gradient_accumulation_steps / plan.batch_size_per_rank))
         if engine.is_gradient_accumulation_boundary():

@@ -171,8 +171,8 @@ class Trainer:
         if self.world.is_rank_zero and self.time_limit.is_near(self.saving.seconds_expected(), seconds):
             stop.ask("time_limit")
         flags = [float(len(batch.damaged)), float(bool(stop)), float(self.saving.wants_retry())]
-        times = self.rank_times.own(self.phases.lap()).to(losses.device, non_blocking=True)
-        numbers = torch.cat((losses.sum().view(1), torch.tensor(flags, device=losses.device), times))
+        own = torch.cat((torch.tensor(flags), self.rank_times.own(self.phases.lap())))
+        numbers = torch.cat((losses.sum().view(1), own.to(losses.device, non_blocking=True)))  # nothing is waited for
         work = dist.all_reduce(numbers, async_op=True)
         return _Report(
             self.position,

@@ -60,6 +60,18 @@ def test_every_epoch_holds_every_record_once(uninterrupted: Path) -> None:
     assert keys[:45] != keys[45:90]
 
 
+def test_compiled_blocks_go_on_to_the_last_bit(shards: Path, tmp_path: Path) -> None:
+    """Compiled anew in another process, in bf16, with activations recomputed by budget, under ZeRO 3."""
+    options = ["engine.compile=true", "engine.precision=bf16", "engine.activation_budget=0.5", "engine.zero_stage=3"]
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    run(settings(shards, whole, *options), ranks=2)
+    run(settings(shards, parted, *options, "train.steps=4"), ranks=2)
+    run(settings(shards, parted, *options), ranks=2)
+    assert losses(parted) == losses(whole)
+    ends = [open_whole(run_dir).whole("master") for run_dir in (whole, parted)]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
 def test_a_killed_run_goes_on_to_the_last_bit(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     # Saved before the next step: behind it, a kill may well come before the first save is whole.

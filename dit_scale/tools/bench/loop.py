@@ -1,13 +1,15 @@
 """A real training loop of one rank on latents that are made up, for benchmarks to run."""
 
+import math
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import build_objective
-from dit_scale.distributed.engine import build_engine, plan_batches
+from dit_scale.distributed.engine import build_engine, plan_batches, wrap_blocks
 from dit_scale.distributed.fragments import OptimizerState
 from dit_scale.distributed.gate import UpdateGate
 from dit_scale.distributed.runtime import World
@@ -70,3 +72,45 @@ class Loop:
             "optimizer": self.gate.step,
             "EMA": self.state.update_emas,
         }
+
+
+class PlainLoop:
+    """The same step without DeepSpeed, for what that costs: the weights in fp32 updated where they lie."""
+
+    def __init__(self, model: DiT, problem: Problem, batch: Batch, engine: EngineConfig, device: str):
+        self._model = model.to(device)
+        self._problem, self._batch, self._device = problem, batch, device
+        wrap_blocks(model, engine)
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._average = [parameter.detach().clone() for parameter in self._trained]
+        self._optimizer = torch.optim.AdamW(self._trained, lr=1e-4, weight_decay=0.0, fused=True)
+
+    def step(self) -> float:
+        """Take a step, update the EMA, and return the mean loss."""
+        loss, *_ = [part() for part in self.parts().values()]
+        assert isinstance(loss, float)
+        return loss
+
+    def parts(self) -> dict[str, Callable[[], object]]:
+        """Return a step cut into what it consists of, to be called in this order."""
+        batch = self._batch
+
+        def forward_and_backward() -> float:
+            moments, labels, positions = (
+                tensor.to(self._device) for tensor in (batch.moments, batch.labels, batch.positions)
+            )
+            loss = self._problem.loss(self._model, moments, labels, positions).mean()
+            loss.backward()
+            return loss.item()
+
+        def update() -> None:
+            norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+            if math.isfinite(norm.item()):
+                self._optimizer.step()
+            self._optimizer.zero_grad()
+
+        @torch.no_grad()
+        def average() -> None:
+            torch._foreach_lerp_(self._average, [p.detach() for p in self._trained], 1e-4)
+
+        return {"forward and backward": forward_and_backward, "optimizer": update, "EMA": average}

@@ -16,13 +16,13 @@ from dit_scale.distributed.runtime import World, device_of, keep_freed_memory, p
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, build_model
 from dit_scale.models.flops import peak_flops, training_flops_per_image
-from dit_scale.tools.bench.loop import CLASSES, Loop
+from dit_scale.tools.bench.loop import CLASSES, Loop, PlainLoop
 from dit_scale.tools.bench.measure import Spread, in_rounds
 from dit_scale.tools.bench.peer import Peer
 from dit_scale.tools.bench.profile import kernel_classes
 from dit_scale.tools.bench.report import check_target, origin_of, show, show_table, write_report
 
-OURS = "dit_scale"
+OURS, WITHOUT_DEEPSPEED = "dit_scale", "without DeepSpeed"
 _PACKAGES = ("dit_scale", "torch", "deepspeed", "xformers", "numpy")
 Steps = Mapping[str, Callable[[], object]]
 
@@ -44,6 +44,7 @@ def bench_step(
     engine: EngineConfig,
     peers: list[Path],
     peer_precision: str,
+    without_deepspeed: bool,
     rounds: int,
     json_file: Path | None,
 ) -> None:
@@ -64,13 +65,18 @@ def bench_step(
         loop = Loop(model, latents, engine, batch_size, batch_size, world, device)
         steps: dict[str, Callable[[], object]] = {OURS: loop.step}
         parts: dict[str, Steps] = {OURS: loop.parts()}
+        if without_deepspeed:
+            twin = random_model(model_name, latents)
+            plain = PlainLoop(twin, loop.problem, loop.batch, engine, device)
+            steps[WITHOUT_DEEPSPEED], parts[WITHOUT_DEEPSPEED] = plain.step, plain.parts()
         for peer in others:
             steps[peer.name] = partial(peer.step, latent, label)
             parts[peer.name] = peer.parts(latent, label)
         if device == "cpu":  # each with the allocator as its training has it
-            steps = {name: _with_memory(step, name == OURS) for name, step in steps.items()}
+            own = (OURS, WITHOUT_DEEPSPEED)
+            steps = {name: _with_memory(step, name in own) for name, step in steps.items()}
             parts = {
-                name: {part: _with_memory(action, name == OURS) for part, action in actions.items()}
+                name: {part: _with_memory(action, name in own) for part, action in actions.items()}
                 for name, actions in parts.items()
             }
         for step in (*steps.values(), *steps.values()):  # compiled, and every buffer made
@@ -98,8 +104,9 @@ def bench_step(
         "seconds": {name: asdict(Spread.of(found)) for name, found in seconds.items()},
         "wall_seconds": {name: asdict(Spread.of([c.wall_seconds for c in found])) for name, found in costs.items()},
         "speedup": {
-            peer.name: asdict(Spread.of([b / a for a, b in zip(seconds[OURS], seconds[peer.name], strict=True)]))
-            for peer in others
+            name: asdict(Spread.of([b / a for a, b in zip(seconds[OURS], other, strict=True)]))
+            for name, other in seconds.items()
+            if name != OURS
         },
         "parts": by_part,
         "kernels": kernels,
@@ -193,9 +200,8 @@ def _show(report: dict[str, Any], batch_size: int) -> None:
         rows.append(["the host waits", *(str(report["host_syncs"][name]) for name in names)])
     show_table("median (least-most)", ["", *names], rows)
     for name, speedup in report["speedup"].items():
-        print(
-            f"{OURS} takes a step {Spread(**speedup)} times as fast as {name}; "
-            f"outputs differ by {report['output_difference'][name]:.1e}"
-        )
+        difference = report["output_difference"].get(name)
+        same = "" if difference is None else f"; outputs differ by {difference:.1e}"
+        print(f"{OURS} takes a step {Spread(**speedup)} times as fast as {name}{same}")
     if report["mfu"] is not None:
         print(f"MFU {report['mfu']:.1%}")
