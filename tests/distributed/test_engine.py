@@ -57,3 +57,23 @@ def test_deepspeed_knows_every_key_that_we_write(stage: int) -> None:
         - {field.alias for field in DeepSpeedZeroConfig.model_fields.values()}
     )
     assert not unknown
+
+
+@pytest.mark.parametrize(
+    ("parameters", "ranks", "bucket", "to_owners"),
+    [
+        (30_000_000, 1, 8_000_000, True),
+        (675_000_000, 8, 67_500_000, True),
+        (675_000_000, 512, 72_000_000, False),  # a call on 512 ranks is to send so much; their parts are small
+        (7_000_000_000, 64, 200_000_000, True),
+        (1000, 2, 1000, False),
+    ],
+)
+def test_buckets_and_where_gradients_go_follow_model_and_ranks(
+    parameters: int, ranks: int, bucket: int, to_owners: bool
+) -> None:
+    engine = EngineConfig()
+    assert engine.bucket_for(parameters, ranks) == bucket
+    assert engine.reduces_to_owners(parameters, ranks) is to_owners
+    asked = EngineConfig(bucket_elements=5, reduce_to_owners=not to_owners)
+    assert (asked.bucket_for(parameters, ranks), asked.reduces_to_owners(parameters, ranks)) == (5, not to_owners)
