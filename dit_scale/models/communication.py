@@ -25,6 +25,7 @@ class Collective:
     hides_behind: Phase
     """The computation that goes on meanwhile."""
     stays_in_node: bool = False
+    """Whether each node's ranks do it among themselves."""
 
     def sent_bytes(self, world_size: int) -> float:
         """Return what a rank sends."""

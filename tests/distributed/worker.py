@@ -28,6 +28,7 @@ from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.training.state import TrainingState
 from dit_scale.training.step import Problem, train_step
+from tests.networks import fill
 
 STEPS = 3
 LATENTS = LatentSpec(channels=4, size=8)
@@ -45,12 +46,10 @@ def batch_at(step: int, size: int, world: World) -> Batch:
 
 
 def small_model() -> DiT:
-    """Return a model whose every weight counts (adaLN-Zero starts with many at zero)."""
+    """Return a model whose every weight counts."""
     torch.manual_seed(0)
     model = DiT(latent_size=8, patch_size=2, hidden_size=48, depth=3, num_heads=4, num_classes=5)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.02)
+    fill(model, std=0.02)
     return model
 
 

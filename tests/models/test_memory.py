@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from dit_scale.config import EngineConfig
 from dit_scale.diffusion import build_objective
@@ -11,32 +10,24 @@ from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, build_model
 from dit_scale.models.memory import TrainingSetup, estimate_memory
 from dit_scale.training.step import Problem
+from tests.networks import kept_bytes
 
 NUM_CLASSES = 10
 
 
-def kept_bytes(model: DiT, images: int, dtype: torch.dtype) -> int:
-    """Return the bytes of all tensors that a real training loss keeps for backward, the weights apart."""
+def bytes_kept_of_a_loss(model: DiT, images: int, dtype: torch.dtype) -> int:
+    """Return the bytes that a real training loss keeps for backward."""
     latents = LatentSpec(channels=4, size=model.latent_size)
     problem = Problem(build_objective("gaussian"), latents, 0, 0.1, model.null_label)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    storages: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = problem.loss(
+    return kept_bytes(
+        model,
+        lambda: problem.loss(
             lambda noised, time, label: model(noised.to(dtype), time, label),
             torch.randn(images, *latents.moments_shape),
             torch.zeros(images, dtype=torch.long),
             torch.arange(images),
-        )
-    assert loss.requires_grad  # and so keeps all that was noted
-    return sum(storages.values())
+        ),
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +44,9 @@ def test_activations_are_what_autograd_keeps(name: str, dtype: torch.dtype, ever
     model = build_model(name, depth=6, latent_size=32, num_classes=NUM_CLASSES).to(dtype)
     wrap_blocks(model, EngineConfig(checkpoint_every_blocks=every))
     setup = TrainingSetup(images, bytes_per_number=dtype.itemsize, checkpoint_every_blocks=every)
-    assert estimate_memory(model, setup).activations == pytest.approx(kept_bytes(model, images, dtype), rel=0.01)
+    assert estimate_memory(model, setup).activations == pytest.approx(
+        bytes_kept_of_a_loss(model, images, dtype), rel=0.01
+    )
 
 
 @pytest.fixture(scope="module")

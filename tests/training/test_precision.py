@@ -14,6 +14,7 @@ from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.training.step import Problem
+from tests.networks import fill, kept_bytes
 
 LATENTS = LatentSpec(channels=4, size=16, scale=(0.5,))
 IMAGES = 8
@@ -29,9 +30,7 @@ def _compiled_anew() -> Iterator[None]:
 def model() -> DiT:
     torch.manual_seed(0)
     made = DiT(latent_size=16, patch_size=2, hidden_size=96, depth=3, num_heads=2, num_classes=5)
-    for parameter in made.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.05)
+    fill(made, std=0.05)
     return made
 
 
@@ -83,24 +82,11 @@ def test_blocks_keep_what_the_budget_leaves_them(is_compiled: bool) -> None:
 
 
 def _bytes_kept(engine: EngineConfig) -> int:
-    """Return the bytes that autograd keeps of a forward pass, beside the weights."""
     torch._dynamo.reset()
     network = model()
     wrap_blocks(network, engine)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     latent, time = torch.randn(IMAGES, *LATENTS.shape), torch.arange(IMAGES)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = network(latent, time, time % 5)
-    output.sum().backward()
-    return sum(kept.values())
+    return kept_bytes(network, lambda: network(latent, time, time % 5))
 
 
 def test_fp8_without_torchao_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
