@@ -80,7 +80,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _digest(manifest: dict[str, Any]) -> str:
     plain = json.loads(json.dumps(manifest))  # as it reads back
-    return xxhash.xxh3_128_hexdigest(json.dumps(plain, sort_keys=True))
+    return xxhash.xxh3_128_hexdigest(json.dumps(plain, sort_keys=True).encode())
 
 
 def file_digest(path: Path) -> str:

@@ -71,7 +71,7 @@ class ImageFolder(ImageSet):
     def digest(self) -> str:
         digest = xxh3_64()
         for file in self._files:
-            digest.update(f"{file.relative_to(self.path).as_posix()}\0{file.stat().st_size}\0")
+            digest.update(f"{file.relative_to(self.path).as_posix()}\0{file.stat().st_size}\0".encode())
             digest.update(file.read_bytes())
         return digest.hexdigest()
 
