@@ -17,6 +17,7 @@ BACKENDS = ("auto", "xformers", "sdpa", "cudnn", "flash", "cudnn-padded", "flash
 ON_CUDA = ("xformers", "cudnn", "flash", "cudnn-padded", "flash-padded")
 """Kernels that a CUDA device may have, of which the fastest is found by timing them."""
 
+_HOPPER = (9, 0)
 _PADDED_TO = 64  # head sizes are filled up to a multiple of it, for which kernels are made first
 
 
@@ -84,8 +85,8 @@ def choose_backend(
 ) -> str:
     """Return a backend other than ``"auto"``; the choice and its reason are logged once.
 
-    ``"auto"`` takes xformers wherever it can run; on a CPU PyTorch's own kernel or, in blocks that are compiled and
-    in bf16, matrix products, which take half of its time there.
+    ``"auto"`` takes PyTorch's own choice on Hopper and later, and xformers on other GPUs where it can run; on a CPU
+    PyTorch's own kernel or, in blocks that are compiled and in bf16, matrix products, which take half of its time.
 
     Raises:
         InputError: an unknown name, or a kernel asked for where it cannot run.
@@ -111,6 +112,8 @@ def _choose_backend(requested: str, device_type: str, dtype: torch.dtype, is_com
 
 def _automatic(device_type: str, dtype: torch.dtype, is_compiled: bool) -> tuple[str, str]:
     """Return a backend and the reason for it."""
+    if device_type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() >= _HOPPER:
+        return "sdpa", "PyTorch takes cuDNN's kernel, the fastest on this GPU"
     if not (obstacle := _obstacle(device_type, dtype)):
         return "xformers", "it is installed and has an operator"
     if device_type == "cpu" and dtype == torch.bfloat16 and is_compiled:
@@ -122,10 +125,15 @@ def _obstacle(device_type: str, dtype: torch.dtype) -> str:
     """Say what keeps xformers from running, or return an empty string."""
     if device_type != "cuda":
         return f"xformers has no operator for device '{device_type}'"
-    if dtype == torch.float64:
-        return f"xformers has no operator for {dtype}"
     try:
-        import xformers.ops  # noqa: F401
+        from xformers.ops import memory_efficient_attention
+
+        probe = torch.zeros(1, 8, 1, 64, device=device_type, dtype=dtype, requires_grad=True)
+        memory_efficient_attention(probe, probe, probe)
     except ImportError as error:
         return f"xformers cannot be imported ({error})"
+    except NotImplementedError:  # its binaries may be built for another PyTorch or CUDA
+        return f"xformers has no operator for {dtype} on this GPU; python -m xformers.info says what it was built for"
+    except (RuntimeError, AssertionError):
+        return "there is no GPU for xformers"
     return ""

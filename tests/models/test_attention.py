@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 from dit_scale.errors import InputError
 from dit_scale.models import attention as attention_module
@@ -22,12 +23,15 @@ def nothing_chosen() -> Iterator[None]:
     attention_module._choose_backend.cache_clear()
 
 
+def formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    weights = (torch.einsum("nqhd,nkhd->nhqk", query, key) / math.sqrt(query.shape[-1])).softmax(dim=-1)
+    return torch.einsum("nhqk,nkhd->nqhd", weights, value)
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "matmul", "flash", "flash-padded"])
 def test_every_kernel_that_a_cpu_has_is_the_formula(backend: str) -> None:
     query, key, value = torch.randn(3, 2, 5, 4, 72).unbind()  # [N, T, H, d]; 72 is filled up to 128
-    weights = (torch.einsum("nqhd,nkhd->nhqk", query, key) / math.sqrt(72)).softmax(dim=-1)
-    expected = torch.einsum("nhqk,nkhd->nqhd", weights, value)
-    torch.testing.assert_close(attention(query, key, value, backend), expected)
+    torch.testing.assert_close(attention(query, key, value, backend), formula(query, key, value))
 
 
 def test_xformers_is_refused_on_a_cpu_with_the_way_out() -> None:
@@ -44,7 +48,6 @@ def test_unknown_backend_is_refused() -> None:
 
 def test_auto_takes_sdpa_where_xformers_has_no_operator() -> None:
     assert choose_backend("auto", CPU) == "sdpa"
-    assert choose_backend("auto", CUDA, torch.float64) == "sdpa"
 
 
 def test_auto_spells_attention_out_in_compiled_bf16_on_a_cpu() -> None:
@@ -54,11 +57,24 @@ def test_auto_spells_attention_out_in_compiled_bf16_on_a_cpu() -> None:
     assert choose_backend("sdpa", CPU, torch.bfloat16, is_compiled=True) == "sdpa"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.usefixtures("nothing_chosen")
-def test_auto_takes_xformers_on_cuda_where_it_is_installed() -> None:
-    pytest.importorskip("xformers")
-    assert choose_backend("auto", CUDA, torch.bfloat16) == "xformers"
-    assert choose_backend("sdpa", CUDA, torch.bfloat16) == "sdpa"
+def test_what_auto_takes_on_a_gpu_runs_there() -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        backend = choose_backend("auto", CUDA, dtype)
+        tokens = torch.randn(2, 16, 4, 72, device="cuda", dtype=dtype, requires_grad=True)
+        attention(tokens, tokens, tokens, backend).sum().backward()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.usefixtures("nothing_chosen")
+def test_auto_takes_sdpa_where_xformers_finds_no_gpu(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="dit_scale.models.attention"):
+        assert choose_backend("auto", CUDA, torch.bfloat16) == "sdpa"
+    assert "there is no GPU for xformers" in caplog.text
+    with pytest.raises(InputError, match="attention 'xformers' cannot run here: there is no GPU"):
+        choose_backend("xformers", CUDA, torch.bfloat16)
 
 
 @pytest.mark.usefixtures("nothing_chosen")
@@ -81,11 +97,16 @@ def test_the_choice_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixt
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("head_size", [64, 72])
 @pytest.mark.parametrize("kernel", ["xformers", "cudnn", "flash", "cudnn-padded", "flash-padded", "matmul"])
-def test_every_kernel_of_a_gpu_agrees_with_sdpa(kernel: str, head_size: int) -> None:
+def test_every_kernel_of_a_gpu_agrees_with_fp64(kernel: str, head_size: int) -> None:
+    try:
+        choose_backend(kernel, CUDA, torch.bfloat16)
+    except InputError as error:
+        pytest.skip(str(error))
     qkv = torch.randn(2, 64, 3, 4, head_size, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    results = []
-    for backend in (kernel, "sdpa"):
-        output = attention(*qkv.unbind(dim=2), backend)
-        (gradient,) = torch.autograd.grad(output.float().square().sum(), qkv)
-        results.append((output, gradient))
-    torch.testing.assert_close(*results, rtol=2e-2, atol=2e-2)
+    exact = qkv.detach().double().requires_grad_()
+    found, expected = attention(*qkv.unbind(dim=2), kernel), formula(*exact.unbind(dim=2))
+    direction = torch.randn_like(found)
+    (gradient,) = torch.autograd.grad(found, qkv, direction)
+    (right,) = torch.autograd.grad(expected, exact, direction.double())
+    for ours, theirs in ((found, expected), (gradient, right)):
+        assert ((ours.double() - theirs).norm() / theirs.norm()).item() < 1e-2
