@@ -4,22 +4,13 @@ N samples of C x S x S latents, patches of P x P, T = (S/P)² tokens of width D.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_scale.errors import InputError
 from dit_scale.models.attention import attention, check_backend, choose_backend
 from dit_scale.models.embeddings import LabelEmbedding, PatchEmbedding, TimestepEmbedding, sincos_positions
+from dit_scale.models.fused import add_and_norm, linear_gelu
 from dit_scale.models.linear import Linear, use_fp8
-
-
-def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale normalised tokens (adaLN: arXiv 2212.09748, section 3.2)."""
-    return tokens * (1 + scale) + shift
-
-
-def _norm(hidden_size: int) -> nn.LayerNorm:
-    return nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
 
 
 def _modulation(hidden_size: int, num_vectors: int) -> nn.Sequential:
@@ -53,7 +44,7 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [N, T, D] to [N, T, D]."""
-        wide = F.gelu(self.fc1(tokens), approximate="tanh")  # [N, T, mlp_ratio * D]
+        wide = linear_gelu(self.fc1, tokens)  # [N, T, mlp_ratio * D]
         return self.fc2(wide)  # [N, T, D]
 
 
@@ -62,9 +53,7 @@ class Block(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.norm1 = _norm(hidden_size)
         self.attn = SelfAttention(hidden_size, num_heads)
-        self.norm2 = _norm(hidden_size)
         self.mlp = FeedForward(hidden_size, mlp_ratio)
         self.adaLN_modulation = _modulation(hidden_size, num_vectors=6)
 
@@ -72,8 +61,9 @@ class Block(nn.Module):
         """Map tokens [N, T, D] under ``conditioning`` [N, D] to [N, T, D]; ``backend`` is attention's."""
         modulation = self.adaLN_modulation(conditioning)[:, None]  # [N, 1, 6D]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # 6 x [N, 1, D]
-        tokens = tokens + gate1 * self.attn(modulate(self.norm1(tokens), shift1, scale1), backend)
-        return tokens + gate2 * self.mlp(modulate(self.norm2(tokens), shift2, scale2))
+        tokens, modulated = add_and_norm(tokens, None, None, shift1, scale1)
+        tokens, modulated = add_and_norm(tokens, self.attn(modulated, backend), gate1, shift2, scale2)
+        return tokens + gate2 * self.mlp(modulated)
 
 
 class FinalLayer(nn.Module):
@@ -81,14 +71,14 @@ class FinalLayer(nn.Module):
 
     def __init__(self, hidden_size: int, patch_size: int, out_channels: int) -> None:
         super().__init__()
-        self.norm_final = _norm(hidden_size)
         self.linear = nn.Linear(hidden_size, patch_size**2 * out_channels)
         self.adaLN_modulation = _modulation(hidden_size, num_vectors=2)
 
     def forward(self, tokens: Tensor, conditioning: Tensor) -> Tensor:
         """Map tokens [N, T, D] under ``conditioning`` [N, D] to patches [N, T, P*P*C_out]."""
         shift, scale = self.adaLN_modulation(conditioning)[:, None].chunk(2, dim=-1)  # 2 x [N, 1, D]
-        return self.linear(modulate(self.norm_final(tokens), shift, scale))  # [N, T, P*P*C_out]
+        _, modulated = add_and_norm(tokens, None, None, shift, scale)
+        return self.linear(modulated)  # [N, T, P*P*C_out]
 
 
 class DiT(nn.Module):
