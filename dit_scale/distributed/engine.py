@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dit_scale.config import EngineConfig, TrainSection
@@ -76,8 +76,11 @@ def build_engine(
     num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     config = deepspeed_config(engine, train, batches, world, num_parameters)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if engine.zero_stage in (1, 2):  # parameters are views of the flat weights already; it makes them so each step
+        wrapped.optimizer._update_model_bit16_weights = lambda _: None
     if not _reduces(engine, world):
         wrapped.optimizer.buffered_reduce_fallback = lambda *_, **__: None
+        wrapped.optimizer.flatten_dense_tensors_aligned = _flatten_to_fp32
     return wrapped
 
 
@@ -101,7 +104,8 @@ def deepspeed_config(
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     bucket_elements = engine.bucket_for(num_parameters, world.world_size)
     if engine.zero_stage > 0:
-        zero |= {"reduce_bucket_size": bucket_elements, "overlap_comm": torch.cuda.is_available()}
+        overlaps = torch.cuda.is_available() and _reduces(engine, world)  # it waits for the GPU after each backward
+        zero |= {"reduce_bucket_size": bucket_elements, "overlap_comm": overlaps}
     if engine.zero_stage in (1, 2):
         zero |= {"allgather_bucket_size": bucket_elements}
         zero |= {"contiguous_gradients": _reduces(engine, world)}
@@ -121,8 +125,17 @@ def deepspeed_config(
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        "timers": {"throughput": {"enabled": False}},  # they wait for the GPU twice a step
         "steps_per_print": 1 << 62,
     }
+
+
+def _flatten_to_fp32(gradients: list[Tensor], num_elements: int) -> Tensor:
+    """Return gradients one after the other, in fp32, filled up with zeros; DeepSpeed copies them, and then converts."""
+    flat = torch.zeros(num_elements, dtype=torch.float32, device=gradients[0].device)
+    sizes = [gradient.numel() for gradient in gradients]
+    torch._foreach_copy_(list(flat[: sum(sizes)].split(sizes)), [gradient.flatten() for gradient in gradients])
+    return flat
 
 
 def _reduces(engine: EngineConfig, world: World) -> bool:

@@ -62,6 +62,15 @@ class OptimizerState:
         """The flat fp32 master weights; training updates them in place."""
         return [key.detach().view(-1) for key in self._keys]
 
+    @property
+    def owned_masters(self) -> list[Tensor]:
+        """The master weights that only this rank writes, in as few tensors as they lie in."""
+        return self.master if self._stage else [fragment.of(self.master) for fragment in self.owned]
+
+    def owned_in(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return the owned fragments' views in tensors that are laid out as ``owned_masters``."""
+        return [fragment.of(tensors) for fragment in self.owned] if self._stage else tensors
+
     def moments(self, name: str) -> list[Tensor]:
         """Return the flat tensors of ``exp_avg`` or ``exp_avg_sq``, made of zeros before the first step."""
         return [self._state_of(key)[name].view(-1) for key in self._keys]

@@ -14,17 +14,14 @@ class ShardedEMA:
     def __init__(self, state: OptimizerState, decay_at: Callable[[int], float]):
         """Begin with the weights; ``decay_at`` gives the decay at an update, counted from 1."""
         self._state, self._decay_at = state, decay_at
-        self.tensors = [weights.clone() for weights in self._weights()]
+        self._averages = [weights.clone() for weights in state.owned_masters]
+        self.tensors = state.owned_in(self._averages)
 
     @torch.no_grad()
     def update(self, number: int) -> None:
         """Move by update ``number``: ``ema = decay * ema + (1 - decay) * weights``."""
-        torch._foreach_lerp_(self.tensors, self._weights(), 1.0 - self._decay_at(number))
+        torch._foreach_lerp_(self._averages, self._state.owned_masters, 1.0 - self._decay_at(number))
 
     def gather(self, device: torch.device | str) -> dict[str, Tensor]:
         """Return the whole average, by parameter name, on every rank (collective)."""
         return gather(self._state.owned, self.tensors, self._state.shapes, device)
-
-    def _weights(self) -> list[Tensor]:
-        master = self._state.master
-        return [fragment.of(master) for fragment in self._state.owned]
