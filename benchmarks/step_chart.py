@@ -2,7 +2,7 @@
 
     python benchmarks/step_chart.py before=before.json now=now.json --out step-time.png
 
-Each report gives a bar for this code, under the name given to it, and the last one a bar for each peer.
+Each report gives a bar for this code, under the name given to it, and one for each peer and precision.
 """
 
 import argparse
@@ -19,19 +19,16 @@ OURS = "dit_scale"
 COLOURS = ["#3b5b92", "#7a9cc6", "#c97b4a", "#8a6bb1", "#5f9e6e", "#c9b458", "#b0b0b0"]
 
 
-def bars_of(reports: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return seconds by kind of work for each bar."""
-    bars = {}
-    for name, report in reports.items():
+def bars_of(reports: list[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Return seconds by kind of work for each bar; of several of one name the last counts."""
+    bars, peers = {}, {}
+    for name, report in reports:
         precision = report["engine"]["precision"]
         compiled = ", compiled" if report["engine"]["compile"] else ""
         bars[f"{name}\n{precision}{compiled}"] = seconds_of(report, OURS)
-    last = list(reports.values())[-1]
-    peers = {
-        f"{peer}\n{last.get('peer_precision', last['engine']['precision'])}": seconds_of(last, peer)
-        for peer in last["seconds"]
-        if peer != OURS
-    }
+        for peer in report["seconds"]:
+            if peer != OURS:
+                peers[f"{peer}\n{report['peer_precision']}"] = seconds_of(report, peer)
     return peers | bars
 
 
@@ -52,7 +49,7 @@ def draw(bars: dict[str, dict[str, float]], title: str, unit: str, path: Path) -
         for name, width in zip(names, widths, strict=True):
             left[name] += width
     for name in names:
-        axes.text(left[name], name, f" {left[name]:.2f}", va="center")
+        axes.text(left[name], name, f" {left[name]:.3g}", va="center")
     axes.set_xlabel(unit)
     axes.set_xlim(right=1.1 * max(left.values()))
     axes.spines[["top", "right"]].set_visible(False)
@@ -66,11 +63,11 @@ def main() -> None:
     parser.add_argument("reports", nargs="+", metavar="NAME=FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     options = parser.parse_args()
-    reports = {}
+    reports = []
     for word in options.reports:
         name, _, file = word.partition("=")
-        reports[name] = json.loads(Path(file).read_text())
-    last = list(reports.values())[-1]
+        reports.append((name, json.loads(Path(file).read_text())))
+    _, last = reports[-1]
     title = f"A training step of {last['model']} at {last['image_size']} px, batch {last['batch_size']}"
     draw(bars_of(reports), title, last["seconds_are"], options.out)
 

@@ -33,6 +33,10 @@ def _add_bench_step(benchmarks) -> None:  # type: ignore[no-untyped-def]
     command.add_argument(
         "--checkpoint-every-blocks", type=int, default=0, metavar="K", help="activation checkpointing (default none)"
     )
+    command.add_argument(
+        "--activation-budget", type=float, default=1.0, metavar="PART", help="as engine.activation_budget (default 1)"
+    )
+    command.add_argument("--fp8", action="store_true", help="as engine.fp8")
     _add_bench_options(command, rounds=5)
     command.set_defaults(run=_bench_step)
 
@@ -157,6 +161,8 @@ def _bench_step(options: argparse.Namespace) -> None:
         precision=options.precision,
         compile=options.compile,
         checkpoint_every_blocks=options.checkpoint_every_blocks,
+        activation_budget=options.activation_budget,
+        fp8=options.fp8,
     )
     bench_step(
         options.model,

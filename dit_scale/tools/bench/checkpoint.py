@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dit_scale.checkpoint import Description, Position, Retention, Saver
 from dit_scale.config import EngineConfig
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
@@ -47,6 +49,8 @@ class _SavingLoop(Loop):
         started = time.perf_counter()
         for _ in range(count):
             self.step()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         return (time.perf_counter() - started) / count
 
     def save(self, saver: Saver, step: int, steps_after: int) -> _Round:

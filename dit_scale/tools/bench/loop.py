@@ -4,17 +4,18 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import build_objective
-from dit_scale.distributed.engine import build_engine, plan_batches, wrap_blocks
+from dit_scale.distributed.engine import DTYPES, build_engine, plan_batches, wrap_blocks
 from dit_scale.distributed.fragments import OptimizerState
 from dit_scale.distributed.gate import UpdateGate
 from dit_scale.distributed.runtime import World
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
+from dit_scale.models.kernel_timing import AttentionShape, fastest, seconds_of_backends
 from dit_scale.training.state import TrainingState
 from dit_scale.training.step import Problem, train_step
 
@@ -38,19 +39,21 @@ class Loop:
         self.plan = plan_batches(train, world.world_size)
         self.problem = Problem(build_objective("gaussian"), latents, 0, 0.1, model.null_label)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        model.attention = _kernel(model, micro_batch_size, device, engine)
         self.engine = build_engine(model, engine, train, self.plan, world, device)
         self.gate = UpdateGate(self.engine)
         self.state = TrainingState(OptimizerState(self.engine), train)
         count = self.plan.batch_size_per_rank
         positions = torch.arange(count) + world.rank * count
         moments = torch.randn(count, *latents.moments_shape, generator=torch.Generator().manual_seed(world.rank))
-        self.batch = Batch(positions, moments.half(), positions % CLASSES, [""] * count, {})
+        batch = Batch(positions, moments.half(), positions % CLASSES, [""] * count, {})
+        self.batch = _pinned(batch) if device.startswith("cuda") else batch
 
-    def step(self) -> float:
-        """Take a step, update the EMA, and return the mean loss."""
+    def step(self) -> Tensor:
+        """Take a step, update the EMA, and return the mean loss, which nothing waits for."""
         losses, _ = train_step(self.engine, self.gate, self.problem, self.batch, self.plan, 1e-4)
         self.state.update_emas()
-        return losses.mean().item()
+        return losses.mean()
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """Return a step cut into what it consists of, to be called in this order."""
@@ -60,7 +63,8 @@ class Loop:
         def forward_and_backward() -> None:
             for part in plan.micro_batches:
                 moments, labels, positions = (
-                    tensor[part].to(engine.device) for tensor in (batch.moments, batch.labels, batch.positions)
+                    tensor[part].to(engine.device, non_blocking=True)
+                    for tensor in (batch.moments, batch.labels, batch.positions)
                 )
                 losses = problem.loss(lambda x, t, y: engine(x.to(dtype), t, y), moments, labels, positions)
                 engine.backward(losses.sum() * (plan.gradient_accumulation_steps / plan.batch_size_per_rank))
@@ -74,6 +78,21 @@ class Loop:
         }
 
 
+def _pinned(batch: Batch) -> Batch:
+    """Return a batch in the memory in which the loader puts it for a GPU."""
+    return batch._replace(
+        positions=batch.positions.pin_memory(), moments=batch.moments.pin_memory(), labels=batch.labels.pin_memory()
+    )
+
+
+def _kernel(model: DiT, batch_size: int, device: str, engine: EngineConfig) -> str:
+    """Return the attention kernel that a run on this device would take."""
+    if model.attention != "auto" or not device.startswith("cuda"):
+        return model.attention
+    shape = AttentionShape.of(model, batch_size)
+    return fastest(seconds_of_backends(shape, torch.device(device), DTYPES[engine.precision]))
+
+
 class PlainLoop:
     """The same step without DeepSpeed, for what that costs: the weights in fp32 updated where they lie."""
 
@@ -85,23 +104,20 @@ class PlainLoop:
         self._average = [parameter.detach().clone() for parameter in self._trained]
         self._optimizer = torch.optim.AdamW(self._trained, lr=1e-4, weight_decay=0.0, fused=True)
 
-    def step(self) -> float:
-        """Take a step, update the EMA, and return the mean loss."""
-        loss, *_ = [part() for part in self.parts().values()]
-        assert isinstance(loss, float)
-        return loss
+    def step(self) -> None:
+        """Take a step and update the EMA."""
+        for part in self.parts().values():
+            part()
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """Return a step cut into what it consists of, to be called in this order."""
         batch = self._batch
 
-        def forward_and_backward() -> float:
+        def forward_and_backward() -> None:
             moments, labels, positions = (
-                tensor.to(self._device) for tensor in (batch.moments, batch.labels, batch.positions)
+                tensor.to(self._device, non_blocking=True) for tensor in (batch.moments, batch.labels, batch.positions)
             )
-            loss = self._problem.loss(self._model, moments, labels, positions).mean()
-            loss.backward()
-            return loss.item()
+            self._problem.loss(self._model, moments, labels, positions).mean().backward()
 
         def update() -> None:
             norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])

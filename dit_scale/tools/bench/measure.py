@@ -18,6 +18,13 @@ class Cost:
     cpu_seconds: float
     """Of all threads of this process, and of the child processes that ended meanwhile."""
     wall_seconds: float
+    gpu_seconds: float | None = None
+    """Between two events on the GPU ahead of and behind it; None where no GPU is in use."""
+
+    @property
+    def seconds(self) -> float:
+        """The GPU's seconds where one computes, CPU seconds elsewhere."""
+        return self.cpu_seconds if self.gpu_seconds is None else self.gpu_seconds
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,21 @@ class Spread:
 
 
 def cost_of(action: Callable[[], object]) -> Cost:
-    """Run an action and return what it took."""
+    """Run an action and return what it took, until a GPU that is in use has done its part."""
     gc.collect()  # what others left behind is not this one's
+    if not torch.cuda.is_initialized():
+        cpu_seconds, started = _cpu_seconds(), time.perf_counter()
+        action()
+        return Cost(_cpu_seconds() - cpu_seconds, time.perf_counter() - started)
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
     cpu_seconds, started = _cpu_seconds(), time.perf_counter()
+    before.record()
     action()
-    return Cost(_cpu_seconds() - cpu_seconds, time.perf_counter() - started)
+    after.record()
+    torch.cuda.synchronize()
+    gpu_seconds = before.elapsed_time(after) / 1000
+    return Cost(_cpu_seconds() - cpu_seconds, time.perf_counter() - started, gpu_seconds)
 
 
 def in_rounds(

@@ -35,7 +35,8 @@ class Peer:
             self._create_diffusion = diffusion.create_diffusion
             if model_name not in models.DiT_models:
                 raise InputError(f"--peer-path '{path}' knows no model {model_name}; give one of its DiT_models")
-            self.model = models.DiT_models[model_name](input_size=latent_size, num_classes=num_classes)
+            with torch.device(device):
+                self.model = models.DiT_models[model_name](input_size=latent_size, num_classes=num_classes)
         self.model.load_state_dict(weights)
         self.model.to(device).train()
         self.ema = deepcopy(self.model).requires_grad_(False).eval()
@@ -101,14 +102,34 @@ class Peer:
             average.mul_(decay).add_(own[name].data, alpha=1 - decay)
 
 
-@contextmanager
-def _importable(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Give a checkout's own modules, without leaving their general names in the way of others."""
+class PeerLoop:
+    """A peer's training steps on one batch."""
+
+    def __init__(self, peer: Peer, latent: Tensor, label: Tensor):
+        self._peer, self._latent, self._label = peer, latent, label
+
+    def step(self) -> float:
+        """Take a step; return the mean loss, as the peer's own loop asks for it."""
+        return self._peer.step(self._latent, self._label)
+
+    def parts(self) -> dict[str, Callable[[], object]]:
+        """Return a step cut into what it consists of, to be called in this order."""
+        return self._peer.parts(self._latent, self._label)
+
+
+def check_layout(path: Path) -> None:
+    """Raise InputError where a folder is not laid out as facebookresearch/DiT is."""
     if not (path / "models.py").is_file() or not (path / "diffusion").is_dir():
         raise InputError(
             f"--peer-path '{path}' holds no models.py and diffusion/; give a checkout of facebookresearch/DiT, of "
             f"fast-DiT, or benchmarks/plain"
         )
+
+
+@contextmanager
+def _importable(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Give a checkout's own modules, without leaving their general names in the way of others."""
+    check_layout(path)
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in _MODULES}
     for name in before:
         del sys.modules[name]

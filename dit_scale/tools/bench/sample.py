@@ -19,7 +19,7 @@ from dit_scale.latents import LatentSpec
 from dit_scale.sampling import SamplingSettings, sample_latents
 from dit_scale.tools.bench.loop import CLASSES
 from dit_scale.tools.bench.measure import Spread, in_rounds
-from dit_scale.tools.bench.peer import Peer
+from dit_scale.tools.bench.peer import Peer, check_layout
 from dit_scale.tools.bench.report import check_target, origin_of, show, show_table, write_report
 from dit_scale.tools.bench.step import OURS, random_model
 
@@ -40,12 +40,14 @@ def bench_sample(
 ) -> None:
     """Draw latents with each in turn, ``rounds`` times; print and write what it took."""
     check_target(json_file)
+    for path in peers:
+        check_layout(path)
     report = origin_of("sample", _PACKAGES)
     world, device = World(), device_of(World())
     report["threads"] = set_threads(world)
     latents = LatentSpec(4, image_size // 8)
-    model = random_model(model_name, latents)
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model = random_model(model_name, latents, device)
+    weights = {name: value.cpu() for name, value in model.state_dict().items()}
     others = [Peer(path, model_name, latents.size, CLASSES, weights, device, peer_precision) for path in peers]
     model.to(device, DTYPES[engine.precision]).eval()
     wrap_blocks(model, engine)
@@ -63,11 +65,8 @@ def bench_sample(
     for peer in others:
         actions[peer.name] = partial(peer.sample, noise, labels, null_label, num_steps, _CFG_SCALE)
     drawn = {name: action() for name, action in actions.items()}
-    costs = in_rounds({name: _synchronised(action) for name, action in actions.items()}, rounds)
-    on_gpu = device.startswith("cuda")
-    seconds = {
-        name: [cost.wall_seconds if on_gpu else cost.cpu_seconds for cost in found] for name, found in costs.items()
-    }
+    costs = in_rounds(actions, rounds)
+    seconds = {name: [cost.seconds for cost in found] for name, found in costs.items()}
     report |= {
         "model": model_name,
         "batch_size": batch_size,
@@ -77,7 +76,7 @@ def bench_sample(
         "precision": engine.precision,
         "compile": engine.compile,
         "peer_precision": peer_precision,
-        "seconds_are": "GPU seconds, synchronised" if on_gpu else "CPU seconds of all threads",
+        "seconds_are": "seconds between events on the GPU" if device != "cpu" else "CPU seconds of all threads",
         "seconds": {name: asdict(Spread.of(found)) for name, found in seconds.items()},
         "speedup": {
             peer.name: asdict(Spread.of([b / a for a, b in zip(seconds[OURS], seconds[peer.name], strict=True)]))
@@ -90,15 +89,6 @@ def bench_sample(
     }
     _show(report)
     write_report(report, json_file)
-
-
-def _synchronised(action: Callable[[], Tensor]) -> Callable[[], object]:
-    def run() -> None:
-        action()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    return run
 
 
 def _show(report: dict[str, Any]) -> None:
