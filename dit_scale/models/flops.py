@@ -14,16 +14,20 @@ _PEAK_BF16_FLOPS = {  # dense, from the makers' datasheets
 }
 
 
+def attention_multiply_adds(model: DiT) -> int:
+    """Return the multiply-adds of one image's forward pass between queries and keys, and weights and values."""
+    return 2 * model.depth * model.grid_side**4 * model.hidden_size
+
+
 def forward_multiply_adds(model: DiT) -> int:
     """Return the multiply-adds of one image's forward pass: what the DiT paper's table 1 calls Gflops."""
     width, tokens = model.hidden_size, model.grid_side**2
     linear = tokens * width * width * (3 + 1 + 2 * model.mlp_ratio)  # qkv, proj, the MLP's two
-    attention = 2 * tokens * tokens * width  # queries with keys, weights with values
     modulation = 6 * width * width
     patch = model.patch_size**2
     embedding = tokens * width * patch * model.in_channels + 256 * width + width * width
     final = tokens * width * patch * model.out_channels + 2 * width * width
-    return int(model.depth * (linear + attention + modulation) + embedding + final)
+    return int(model.depth * (linear + modulation) + embedding + final) + attention_multiply_adds(model)
 
 
 def training_flops_per_image(model: DiT) -> int:

@@ -42,7 +42,8 @@ class TrainingSetup:
     node_size: int = 0
     """Stage 3: ranks of a node that keep all parameters between them once more (ZeRO++ hpZ); 0 is none."""
     on_gpu: bool = True
-    """A GPU's buckets are allocated whole, and doubled so that reducing overlaps; a CPU's only as far as used."""
+    """A GPU's buckets are allocated whole, and doubled so that reducing overlaps; a CPU's only as far as used. A GPU's
+    kernels keep what goes into them, where PyTorch on a CPU keeps what is between, too."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def checkpoint_bytes(model: DiT, num_extra_emas: int = 0) -> int:
 
 
 def activation_bytes_per_image(model: DiT, bytes_per_number: int) -> int:
-    """Return the bytes that autograd keeps of one image, where nothing is recomputed."""
+    """Return the bytes that autograd keeps of one image on a GPU, where nothing is recomputed."""
     return _activations(model, TrainingSetup(micro_batch_size=1, bytes_per_number=bytes_per_number))[0]
 
 
@@ -181,7 +182,7 @@ def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
     every, number, images = setup.checkpoint_every_blocks, setup.bytes_per_number, setup.micro_batch_size
     recomputed = len(range(0, model.depth, every)) if every else 0
     tokens, latent = model.grid_side**2 * model.hidden_size, model.in_channels * model.latent_size**2
-    whole_block = _block_bytes(model, number)
+    whole_block = _block_bytes(model, number, setup.on_gpu)
     block = number * tokens + setup.activation_budget * (whole_block - number * tokens)
     kept = (model.depth - recomputed) * block + recomputed * number * tokens
     outside = number * 3 * tokens + FP32_BYTES * _LOSS_LATENTS * latent  # final layer: tokens, normalised, modulated
@@ -191,12 +192,12 @@ def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
     return round(images * (kept + outside)), images * (gradients + (whole_block if is_recomputed else 0))
 
 
-def _block_bytes(model: DiT, number: int) -> int:
+def _block_bytes(model: DiT, number: int, on_gpu: bool) -> int:
     """Return the bytes that autograd keeps of one image in a block, as `Block.forward` computes."""
     tokens, width = model.grid_side**2, model.hidden_size
-    # Input, normalised, modulated; q, k, v; mixed values; projected; then tokens, normalised, modulated and the
-    # MLP's output; the MLP's hidden layer before and after its GELU.
-    per_token = 12 + 2 * model.mlp_ratio
+    # Tokens, modulated; q, k, v; mixed values; projected; modulated; the MLP's output; and its hidden layer before and
+    # after its GELU. Without a GPU's kernels also what is normalised, twice, and the tokens between attention and MLP.
+    per_token = (9 if on_gpu else 12) + 2 * model.mlp_ratio
     modulation = 9 * width  # its input, six vectors, two scales plus 1
     statistics = tokens * (4 + model.num_heads)  # two norms' mean and deviation; softmax's log-sums; in fp32
     return round(number * (tokens * width * per_token + modulation)) + FP32_BYTES * statistics

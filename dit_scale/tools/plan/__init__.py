@@ -153,6 +153,7 @@ def _time_table(one: Plan, model: DiT, cluster: Cluster) -> Table:
         ("all else on activations", step.elementwise),
         ("optimizer and EMA", step.update),
         ("communication that nothing hides", step.exposed),
+        ("waiting for the host", step.host),
     ]
     for name, seconds in rows:
         table.add_row(name, f"{1e3 * seconds:,.1f} ms")

@@ -1,27 +1,34 @@
 """How long a step will take: a roofline of matrix products, memory traffic and communication.
 
-Each rate is a datasheet's times a share that is reached in practice; the shares are named here and nowhere else. The
-times of the parts are added up, and communication counts as far as nothing hides it.
+Each rate is a datasheet's times a share that is reached in practice, as measured on an H200 (docs/performance.md); the
+shares are named here and nowhere else. The times of the parts are added up, and communication counts as far as nothing
+hides it.
 """
 
 from dataclasses import dataclass
 
 from dit_scale.models import DiT
 from dit_scale.models.communication import Collective, collectives_of
-from dit_scale.models.flops import training_flops_per_image
+from dit_scale.models.flops import attention_multiply_adds, training_flops_per_image
 from dit_scale.models.memory import CHECKPOINT_BYTES_PER_PARAMETER, TrainingSetup, activation_bytes_per_image
 from dit_scale.tools.plan.cluster import Cluster
 
-MATMUL_SHARE = 0.8
-"""Of a datasheet's FLOP/s: 790 of 989 TFLOP/s were measured on an H200 with large bf16 products."""
+MATMUL_SHARE = 0.71
+"""Of a datasheet's FLOP/s in linear layers: 698 of 989 TFLOP/s were measured in training DiT-XL/2 in bf16."""
+ATTENTION_SHARE = 0.2
+"""Of the same between queries, keys and values: 0.175 were measured with 256 tokens, 0.237 with 1,024."""
 HALF_RATE_TOKENS = 512
 """Tokens in a micro batch at which products run at half of that: small ones do not fill a GPU."""
 BANDWIDTH_SHARE = 0.8
 """Of memory's and the network's datasheet rates."""
-PASSES_EAGER, PASSES_COMPILED = 9.0, 3.0
-"""How often what autograd keeps is read or written outside of products: each operation on its own, or fused."""
-UPDATE_BYTES = 40
-"""A parameter's traffic in an update: master, moments and EMA read and written, gradient read, bf16 weights written."""
+PASSES_EAGER, PASSES_COMPILED = 9.0, 4.2
+"""How often what autograd keeps is read or written outside of products: each operation on its own (an estimate), or
+fused (measured)."""
+UPDATE_BYTES = 54
+"""A parameter's traffic in an update: master, moments and EMA read and written, the gradient read for its norm,
+converted and read again, bf16 weights written."""
+HOST_SECONDS = 10e-3
+"""Of a step's launches that the GPU waits for: about the update, and at a step's beginning."""
 OFFLOAD_BANDWIDTH = 25e9
 """Bytes a second between host and GPU, each way."""
 CALL_SECONDS = 20e-6
@@ -42,11 +49,13 @@ class StepTime:
     """In all; hidden or not."""
     exposed: float
     """What of it nothing hides."""
+    host: float
+    """For which the GPU waits for the host."""
 
     @property
     def seconds(self) -> float:
         """The whole step."""
-        return self.products + self.elementwise + self.update + self.exposed
+        return self.products + self.elementwise + self.update + self.exposed + self.host
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,10 @@ def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, c
     tokens = min(images, setup.micro_batch_size) * model.grid_side**2
     share = MATMUL_SHARE * tokens / (tokens + HALF_RATE_TOKENS)
     rate = gpu.bf16_flops * share * (2 / setup.bytes_per_number)  # fp32 at half of it, as TF32 is
-    products = images * training_flops_per_image(model) * (1 + recomputed / 3) / rate
+    attention = 6 * attention_multiply_adds(model)
+    linear = training_flops_per_image(model) - attention
+    work = linear + attention * MATMUL_SHARE / ATTENTION_SHARE  # as if all ran at the rate of linear layers
+    products = images * work * (1 + recomputed / 3) / rate
     passes = (PASSES_COMPILED if compiled else PASSES_EAGER) * (1 + recomputed / 3)
     memory_rate = gpu.memory_bandwidth * BANDWIDTH_SHARE
     elementwise = images * activation_bytes_per_image(model, setup.bytes_per_number) * passes / memory_rate
@@ -96,7 +108,7 @@ def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, c
         max(0.0, sum(time for one, time in seconds.items() if one.hides_behind == phase) - room)
         for phase, room in behind.items()
     )
-    return StepTime(products, elementwise, update, sum(seconds.values()), exposed)
+    return StepTime(products, elementwise, update, sum(seconds.values()), exposed, HOST_SECONDS)
 
 
 def _seconds(collective: Collective, cluster: Cluster) -> float:
