@@ -100,9 +100,13 @@ def _choose_backend(requested: str, device_type: str, dtype: torch.dtype, is_com
     if requested == "auto":
         backend, reason = _automatic(device_type, dtype, is_compiled)
     else:
-        obstacle = _obstacle(device_type, dtype) if requested == "xformers" else ""
-        if requested in ON_CUDA and device_type != "cuda":
-            obstacle = obstacle or f"it has no operator for device '{device_type}'"
+        obstacle = ""
+        if requested == "xformers":
+            obstacle = _obstacle(device_type, dtype)
+        elif requested in ON_CUDA and device_type != "cuda":
+            obstacle = f"it has no operator for device '{device_type}'"
+        elif requested in ON_CUDA and dtype not in (torch.bfloat16, torch.float16):
+            obstacle = f"it computes in bf16 and fp16, not in {str(dtype).removeprefix('torch.')}"
         if obstacle:
             raise InputError(f"attention '{requested}' cannot run here: {obstacle}; set attention to 'auto' or 'sdpa'")
         backend, reason = requested, "it was asked for"

@@ -63,6 +63,13 @@ def fastest(seconds: dict[str, float | str]) -> str:
     return min((value, backend) for backend, value in seconds.items() if isinstance(value, float))[1]
 
 
+def backend_of_training(requested: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> str:
+    """Return the backend that a run takes: on a GPU the fastest where ``"auto"`` leaves it open."""
+    if requested == "auto" and device.type == "cuda":
+        return fastest(seconds_of_backends(shape, device, dtype))
+    return choose_backend(requested, device, dtype)
+
+
 def _forward_and_backward(
     shape: AttentionShape, device: torch.device, dtype: torch.dtype, backend: str, is_compiled: bool
 ) -> Callable[[], object]:

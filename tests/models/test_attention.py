@@ -41,6 +41,12 @@ def test_xformers_is_refused_on_a_cpu_with_the_way_out() -> None:
         choose_backend("cudnn-padded", CPU)
 
 
+@pytest.mark.parametrize("kernel", ["cudnn", "flash", "flash-padded"])
+def test_kernels_of_half_precision_are_refused_in_fp32(kernel: str) -> None:
+    with pytest.raises(InputError, match=f"'{kernel}' cannot run here: it computes in bf16 and fp16, not in float32"):
+        choose_backend(kernel, CUDA, torch.float32)
+
+
 def test_unknown_backend_is_refused() -> None:
     with pytest.raises(InputError, match="attention 'spda' is unknown; did you mean 'sdpa'"):
         choose_backend("spda", CPU)

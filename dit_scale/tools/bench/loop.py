@@ -15,7 +15,7 @@ from dit_scale.distributed.gate import UpdateGate
 from dit_scale.distributed.runtime import World
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
-from dit_scale.models.kernel_timing import AttentionShape, fastest, seconds_of_backends
+from dit_scale.models.kernel_timing import AttentionShape, backend_of_training
 from dit_scale.training.state import TrainingState
 from dit_scale.training.step import Problem, train_step
 
@@ -39,7 +39,9 @@ class Loop:
         self.plan = plan_batches(train, world.world_size)
         self.problem = Problem(build_objective("gaussian"), latents, 0, 0.1, model.null_label)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        model.attention = _kernel(model, micro_batch_size, device, engine)
+        if device.startswith("cuda"):  # as a run settles it
+            shape, dtype = AttentionShape.of(model, micro_batch_size), DTYPES[engine.precision]
+            model.attention = backend_of_training(model.attention, shape, torch.device(device), dtype)
         self.engine = build_engine(model, engine, train, self.plan, world, device)
         self.gate = UpdateGate(self.engine)
         self.state = TrainingState(OptimizerState(self.engine), train)
@@ -83,14 +85,6 @@ def _pinned(batch: Batch) -> Batch:
     return batch._replace(
         positions=batch.positions.pin_memory(), moments=batch.moments.pin_memory(), labels=batch.labels.pin_memory()
     )
-
-
-def _kernel(model: DiT, batch_size: int, device: str, engine: EngineConfig) -> str:
-    """Return the attention kernel that a run on this device would take."""
-    if model.attention != "auto" or not device.startswith("cuda"):
-        return model.attention
-    shape = AttentionShape.of(model, batch_size)
-    return fastest(seconds_of_backends(shape, torch.device(device), DTYPES[engine.precision]))
 
 
 class PlainLoop:
