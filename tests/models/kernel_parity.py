@@ -22,6 +22,7 @@ def norm_errors(device: str, dtype: torch.dtype, num_tokens: int, has_branch: bo
 
     def ours(tokens: Tensor, modulation: Tensor, *branch: Tensor) -> Sequence[Tensor]:
         gate, shift, scale = modulation.chunk(3, dim=1)  # rows that do not follow each other in memory
+        scale = scale.t().contiguous().t()  # nor do this one's numbers
         added = (branch[0], gate) if branch else (None, None)
         return add_and_norm(tokens, *added, shift, scale, EPSILON)[:2]
 
