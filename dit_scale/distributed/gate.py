@@ -51,9 +51,9 @@ class UpdateGate:
         return math.isfinite(self.norm) and 0.0 <= self.norm <= self.limit
 
     def _judged_norm(self) -> Tensor:
-        """Return the norm, or -1, DeepSpeed's sign of one that is not to be used."""
+        """Return the norm in host memory, where DeepSpeed reads it again, or -1, its sign of one not to be used."""
         norm: Tensor = self._offloaded_norm() if self._engine.optimizer.cpu_offload else self._norm()
-        return norm if self._judge(norm) else torch.full_like(norm, -1.0)
+        return torch.tensor(self.norm if self._judge(norm) else -1.0)
 
     def _norm(self) -> Tensor:
         """Return the norm over all ranks' parts of the gradient; DeepSpeed's own copies each to fp64 for it."""
