@@ -6,6 +6,7 @@ Hashing is splitmix64 (Steele et al., OOPSLA 2014) on 64-bit integers, which wra
 normals are made in float64 and rounded to float32, so vector and scalar code paths agree.
 """
 
+import functools
 import math
 from enum import IntEnum
 
@@ -48,16 +49,24 @@ def mix64(bits: Tensor) -> Tensor:
     return bits ^ _shift_right(bits, 31)
 
 
-def _record_keys(seed: int, stream: Stream, positions: Tensor) -> Tensor:
-    """Return one 64-bit key per position, [N]."""
-    start = torch.full_like(positions, _signed((seed * 0x9E3779B97F4A7C15 + int(stream)) % (1 << 64)))
-    return mix64(mix64(start) + positions * _GAMMA)
+def _mix64_of_int(bits: int) -> int:
+    """Scramble one integer in [0, 2^64), as ``mix64`` does."""
+    bits = (bits ^ (bits >> 30)) * _MIX_1 % (1 << 64)
+    bits = (bits ^ (bits >> 27)) * _MIX_2 % (1 << 64)
+    return bits ^ (bits >> 31)
 
 
 def _bits(seed: int, stream: Stream, positions: Tensor, count: int, first: int) -> Tensor:
     """Return ``count`` 64-bit words per position, [N, count], from word ``first`` of the record's sequence."""
-    words = torch.arange(first + 1, first + count + 1, device=positions.device)
-    return mix64(_record_keys(seed, stream, positions)[:, None] + words * _GAMMA)
+    start = _signed(_mix64_of_int((seed * 0x9E3779B97F4A7C15 + int(stream)) % (1 << 64)))
+    keys = mix64(positions * _GAMMA + start)  # [N], one per position
+    return mix64(keys[:, None] + _words(first, count, positions.device))
+
+
+@functools.lru_cache(maxsize=16)
+def _words(first: int, count: int, device: torch.device) -> Tensor:
+    """Return the numbers of words, counted from 1 and times splitmix64's step, [count]."""
+    return torch.arange(first + 1, first + count + 1, device=device) * _GAMMA
 
 
 def uniform(seed: int, stream: Stream, positions: Tensor) -> Tensor:

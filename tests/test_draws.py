@@ -70,3 +70,14 @@ def test_draws_stay_what_they_are() -> None:
 
 GOLDEN_UNIFORMS = [0.6913571128656141, 0.14276790077146695, 0.7775575149002494]
 GOLDEN_NORMALS = [-1.2207163572311401, -1.5372451543807983, 0.32461491227149963]
+
+
+def test_draws_stay_what_they_were() -> None:
+    """Other ones would give a run that is resumed another problem than the one it began with."""
+    positions = torch.tensor([0, 1, 2**40])
+    times = draws.uniform(3, Stream.TIME, positions)
+    assert times.tolist() == [0.05928346534286899, 0.7052905055151795, 0.6243281274233214]
+    noise = [[0.8561659455299377, 0.08731599152088165], [0.2734011113643646, 0.19902947545051575]]
+    torch.testing.assert_close(draws.normal(3, Stream.NOISE, positions[:2], (2,)), torch.tensor(noise))
+    later = [[-0.3215569853782654, 1.5022526979446411], [-0.6291123628616333, 0.12703543901443481]]
+    torch.testing.assert_close(draws.normal(3, Stream.STEP_NOISE, positions[:2], (2,), chapter=5), torch.tensor(later))
