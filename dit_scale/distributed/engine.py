@@ -132,9 +132,10 @@ def deepspeed_config(
 
 def _flatten_to_fp32(gradients: list[Tensor], num_elements: int) -> Tensor:
     """Return gradients one after the other, in fp32, filled up with zeros; DeepSpeed copies them, and then converts."""
-    flat = torch.zeros(num_elements, dtype=torch.float32, device=gradients[0].device)
+    flat = torch.empty(num_elements, dtype=torch.float32, device=gradients[0].device)
     sizes = [gradient.numel() for gradient in gradients]
     torch._foreach_copy_(list(flat[: sum(sizes)].split(sizes)), [gradient.flatten() for gradient in gradients])
+    flat[sum(sizes) :].zero_()
     return flat
 
 

@@ -132,9 +132,7 @@ def add_and_norm(
 
 
 @add_and_norm.register_fake
-def _(
-    tokens: Tensor, branch: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(tokens: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     like = tokens.new_empty(tokens.shape)
     means = tokens.new_empty(tokens.shape[:2], dtype=torch.float32)
     return like, torch.empty_like(like), means, torch.empty_like(means)
@@ -168,16 +166,7 @@ def add_and_norm_backward(
 
 
 @add_and_norm_backward.register_fake
-def _(
-    d_summed: Tensor,
-    d_modulated: Tensor,
-    tokens: Tensor,
-    branch: Tensor | None,
-    gate: Tensor | None,
-    scale: Tensor,
-    means: Tensor,
-    deviations: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(_summed: Tensor, _modulated: Tensor, tokens: Tensor, branch: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
     return _norm_gradients(tokens, branch)
 
 
@@ -290,7 +279,7 @@ def bias_gelu_backward(gradient: Tensor, product: Tensor, bias: Tensor) -> tuple
 
 
 @bias_gelu_backward.register_fake
-def _(gradient: Tensor, product: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _(_gradient: Tensor, product: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _gelu_gradients(product)
 
 

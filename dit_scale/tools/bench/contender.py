@@ -89,7 +89,7 @@ def compare(contenders: Mapping[str, Contender], rounds: int, device: str) -> di
     }
     if on_gpu:
         figures["memory_bytes"] = {name: _memory(one) for name, one in contenders.items()}
-        figures["host_syncs"] = {name: host_syncs(one.loop.step) for name, one in contenders.items()}
+        figures["host_syncs"] = {name: _host_syncs(one.loop.step) for name, one in contenders.items()}
         figures["gpu_busy"] = {name: _total(kernels[name]) / Spread.of(seconds[name]).median for name in contenders}
     return figures
 
@@ -116,7 +116,7 @@ def _memory(contender: Contender) -> dict[str, int]:
     return {"held": contender.held_bytes, "peak": contender.held_bytes + torch.cuda.max_memory_allocated() - before}
 
 
-def host_syncs(step: Callable[[], object]) -> int:
+def _host_syncs(step: Callable[[], object]) -> int:
     """Return how often the host waits for the GPU in a step, as PyTorch warns of it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
