@@ -74,7 +74,7 @@ def build_engine(
     if engine.zero_stage == 3:  # a block's weights come together: no hook of DeepSpeed's breaks what is compiled
         deepspeed.utils.set_z3_leaf_modules(model, list({type(block) for block in model.blocks}))
     num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    config = deepspeed_config(engine, train, batches, world, num_parameters)
+    config = deepspeed_config(engine, batches, world, num_parameters)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if engine.zero_stage in (1, 2):  # parameters are views of the flat weights already; it makes them so each step
         wrapped.optimizer._update_model_bit16_weights = lambda _: None
@@ -97,10 +97,8 @@ def wrap_blocks(model: nn.Module, engine: EngineConfig) -> None:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def deepspeed_config(
-    engine: EngineConfig, train: TrainSection, batches: BatchPlan, world: World, num_parameters: int
-) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; learning rate, data and checkpoints stay ours."""
+def deepspeed_config(engine: EngineConfig, batches: BatchPlan, world: World, num_parameters: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; learning rate, clipping, data and checkpoints stay ours."""
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     bucket_elements = engine.bucket_for(num_parameters, world.world_size)
     if engine.zero_stage > 0:
@@ -120,7 +118,7 @@ def deepspeed_config(
     return {
         "train_micro_batch_size_per_gpu": 1,  # only its product with the next is used; micro batches are cut by us
         "gradient_accumulation_steps": batches.gradient_accumulation_steps,
-        "gradient_clipping": train.max_grad_norm or 0.0,
+        "gradient_clipping": 0.0,  # its own default is 1; the gate has Adam do it
         "bf16": {"enabled": engine.precision == "bf16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

@@ -1,72 +1,101 @@
-"""Whether an update happens: judged by the gradient norm that all ranks see, before a weight has moved.
+"""Whether an update happens: judged by the gradient norm that all ranks see, before a weight moves.
 
-Knows how DeepSpeed discards a step whose gradient overflows, and has it discard others in the same way.
+The device judges, and the host need not wait for it: a fused Adam reads there whether to leave everything as it is,
+and by how much to shorten the gradient, as it does under a gradient scaler. DeepSpeed is told of neither.
 Written for DeepSpeed 0.19.8; `tests/distributed` holds it to that at stages 0 to 3.
 """
 
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dit_scale.distributed.transfers import Readback
+
+NOTHING_PASSES = -1.0
+"""The limit under which an update is discarded whatever its norm."""
+
+
+class Verdict:
+    """What became of an update; asking waits until the device has judged it."""
+
+    def __init__(self, norm: Tensor, is_discarded: Tensor):
+        self._numbers = Readback(torch.stack((norm, is_discarded)))
+
+    @property
+    def norm(self) -> float:
+        """Of the gradient, over all parameters and ranks, before clipping."""
+        return self._read[0]
+
+    @property
+    def was_updated(self) -> bool:
+        """Whether weights and moments have moved; if not, they are what they were, to the bit."""
+        return not self._read[1]
+
+    @cached_property
+    def _read(self) -> list[float]:
+        return self._numbers.read()
+
 
 class UpdateGate:
-    """Stands before an engine's optimizer step; updates with a norm above ``limit`` or without one do not pass."""
+    """Stands before an engine's optimizer step; updates with a norm above a limit or without one do not pass."""
 
-    def __init__(self, engine: Any):
-        self._engine = engine
+    def __init__(self, engine: Any, max_grad_norm: float | None = None):
+        """Longer gradients than ``max_grad_norm`` are shortened to it."""
+        self._engine, self._max_grad_norm = engine, max_grad_norm
         self._stage: int = engine.zero_optimization_stage()
-        self.limit = math.inf
-        """Longest gradient that passes; below 0 none does."""
-        self.norm = 0.0
-        """Of the last gradient, over all parameters and ranks, before clipping."""
+        self._adam: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        self._limit = math.inf
+        self._verdict: Verdict | None = None
         if self._stage in (1, 2):
             self._offloaded_norm = engine.optimizer.scaled_global_norm
-            engine.optimizer.scaled_global_norm = self._judged_norm
+            engine.optimizer.scaled_global_norm = self._judge
             engine.optimizer.check_overflow = lambda **_: None  # a gradient that is not finite has no finite norm
         elif self._stage == 3:
             self._norms_of_stage_3 = engine.optimizer._get_norm_groups
-            engine.optimizer._get_norm_groups = self._judged_norms
+            engine.optimizer._get_norm_groups = lambda: [self._judge()]
 
-    def step(self) -> bool:
-        """Take the engine's step at the end of a batch; return whether the weights were updated."""
+    def step(self, limit: float = math.inf) -> Verdict:
+        """Take the engine's step at the end of a batch, unless the norm is above ``limit`` (collective)."""
+        self._limit = limit
         if self._stage == 0:
-            gradients = [parameter.grad for parameter in self._engine.module.parameters()]
-            has_passed = self._judge(nn.utils.get_total_norm([grad for grad in gradients if grad is not None]))
-            optimizer = self._engine.optimizer
-            take_step = optimizer.step
-            if not has_passed:
-                optimizer.step = lambda *_, **__: None  # gradients are cleared all the same
-            self._engine.step()
-            optimizer.step = take_step
-            return has_passed
-        self.norm = math.inf  # where DeepSpeed finds an overflow before it asks for the norm
+            self._judge()
         self._engine.step()
-        return not self._engine.optimizer.overflow
+        assert self._verdict is not None, "DeepSpeed did not ask for the norm"
+        verdict, self._verdict = self._verdict, None
+        return verdict
 
-    def _judge(self, norm: Tensor) -> bool:
-        self.norm = float(norm)
-        return math.isfinite(self.norm) and 0.0 <= self.norm <= self.limit
-
-    def _judged_norm(self) -> Tensor:
-        """Return the norm in host memory, where DeepSpeed reads it again, or -1, its sign of one not to be used."""
-        norm: Tensor = self._offloaded_norm() if self._engine.optimizer.cpu_offload else self._norm()
-        return torch.tensor(self.norm if self._judge(norm) else -1.0)
+    def _judge(self) -> float:
+        """Judge the gradient and tell Adam; return the norm that DeepSpeed is told: one with which nothing is wrong."""
+        norm = self._norm()
+        if self._engine.zero_offload_optimizer() is not None:
+            norm = norm.cpu()  # where Adam is
+        passes = torch.isfinite(norm) & (norm <= self._limit)
+        self._adam.found_inf = (~passes).float()
+        if self._max_grad_norm:
+            self._adam.grad_scale = ((norm + 1e-6) / self._max_grad_norm).clamp(
+                min=1.0
+            )  # 1e-6 as in PyTorch's clipping
+        self._verdict = Verdict(norm, self._adam.found_inf)
+        return 0.0
 
     def _norm(self) -> Tensor:
-        """Return the norm over all ranks' parts of the gradient; DeepSpeed's own copies each to fp64 for it."""
+        """Return the norm over all parameters and ranks, fp32 []."""
+        if self._stage == 0:
+            return nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
+        if self._stage == 3:
+            norms = torch.stack([torch.as_tensor(norm).float() for norm in self._norms_of_stage_3()])
+            norms = torch.where(norms < 0, math.inf, norms)  # DeepSpeed's sign of one that is not finite
+            return torch.linalg.vector_norm(norms)
+        if self._engine.optimizer.cpu_offload:
+            norm: Tensor = self._offloaded_norm()
+            return torch.where(norm < 0, math.inf, norm)
+        # DeepSpeed's own copies each part of the gradient to fp64 for it.
         parts = [part for group in self._engine.optimizer.averaged_gradients.values() for part in group]
         norms = torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float32))
         square = norms.double().square().sum()
         dist.all_reduce(square)
         return square.sqrt().float()
-
-    def _judged_norms(self) -> list[Tensor]:
-        """Return the norms of groups of parameters, or -1 for each."""
-        norms: list[Tensor] = self._norms_of_stage_3()
-        whole = torch.linalg.vector_norm(torch.stack([torch.as_tensor(norm).float() for norm in norms]))
-        if any(float(norm) < 0 for norm in norms):  # the sign again
-            whole = torch.full_like(whole, math.inf)
-        return norms if self._judge(whole) else [torch.full_like(torch.as_tensor(norm), -1.0) for norm in norms]

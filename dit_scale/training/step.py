@@ -1,4 +1,4 @@
-"""One training step, in the order in which it happens."""
+"""What a training step computes: the loss, its gradient, the rate of its update."""
 
 import math
 from collections.abc import Callable
@@ -12,8 +12,7 @@ from dit_scale import draws
 from dit_scale.config import TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import Objective
-from dit_scale.distributed.engine import BatchPlan, set_learning_rate
-from dit_scale.distributed.gate import UpdateGate
+from dit_scale.distributed.engine import BatchPlan
 from dit_scale.draws import Stream
 from dit_scale.latents import LatentSpec, sample_latent
 
@@ -40,15 +39,11 @@ class Problem:
         return self.objective.loss(denoiser, latent, noise, time, labels).loss
 
 
-def train_step(
-    engine: Any, gate: UpdateGate, problem: Problem, batch: Batch, plan: BatchPlan, learning_rate: float
-) -> tuple[Tensor, bool]:
-    """Update the weights once from this rank's part of a global batch, unless the gate discards the update.
+def compute_gradient(engine: Any, problem: Problem, batch: Batch, plan: BatchPlan) -> Tensor:
+    """Leave the gradient of a global batch in the engine, from this rank's part of it; the next step applies it.
 
-    Returns the loss of each of this rank's images, [n], still on the device (0 for a record set aside), and whether
-    there was an update.
+    Returns the loss of each of this rank's images, [n], still on the device (0 for a record set aside).
     """
-    set_learning_rate(engine, learning_rate)
     dtype = next(engine.module.parameters()).dtype
 
     def denoiser(noised_latent: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
@@ -57,7 +52,6 @@ def train_step(
     is_whole = torch.ones(len(batch.positions))
     is_whole[list(batch.damaged)] = 0.0  # a record set aside has no part in the step
     all_losses = []
-    was_updated = False
     for part in plan.micro_batches:
         moments, labels, positions = (
             tensor[part].to(engine.device, non_blocking=True)
@@ -67,12 +61,10 @@ def train_step(
         losses = losses * is_whole[part].to(engine.device) if batch.damaged else losses
         # DeepSpeed divides by the number of micro steps; the gradient is to be the mean over the rank's images.
         engine.backward(losses.sum() * (plan.gradient_accumulation_steps / plan.batch_size_per_rank))
-        if engine.is_gradient_accumulation_boundary():
-            was_updated = gate.step()
-        else:
-            engine.step()
+        if not engine.is_gradient_accumulation_boundary():
+            engine.step()  # counts the micro step
         all_losses.append(losses.detach())
-    return torch.cat(all_losses).float(), was_updated
+    return torch.cat(all_losses).float()
 
 
 def learning_rate_at(step: int, train: TrainSection) -> float:

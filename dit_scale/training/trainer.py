@@ -6,7 +6,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,9 +16,9 @@ from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_go
 from dit_scale.config import Config, resolved
 from dit_scale.data.loader import Batch
 from dit_scale.distributed.devices import memory_of
-from dit_scale.distributed.engine import DTYPES, build_engine, plan_batches
+from dit_scale.distributed.engine import DTYPES, build_engine, plan_batches, set_learning_rate
 from dit_scale.distributed.fragments import OptimizerState
-from dit_scale.distributed.gate import UpdateGate
+from dit_scale.distributed.gate import NOTHING_PASSES, UpdateGate, Verdict
 from dit_scale.distributed.runtime import (
     World,
     device_of,
@@ -28,6 +27,7 @@ from dit_scale.distributed.runtime import (
     process_group,
     set_threads,
 )
+from dit_scale.distributed.transfers import Readback, send
 from dit_scale.errors import NonFinite
 from dit_scale.files import full_disk_explained
 from dit_scale.interop import load_into, read_weights
@@ -50,7 +50,7 @@ from dit_scale.training.preemption import StopRequest, TimeLimit
 from dit_scale.training.run_log import RunLog
 from dit_scale.training.saving import Saving
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import Problem, learning_rate_at, train_step
+from dit_scale.training.step import Problem, compute_gradient, learning_rate_at
 from dit_scale.training.stragglers import ForwardTime, RankTimes
 from dit_scale.training.watchdog import Watchdog
 from dit_scale.versions import versions
@@ -105,7 +105,7 @@ class Trainer:
         latents = self.dataset.manifest.latents
         self.problem = Problem(objective, latents, config.seed, config.model.label_dropout, model.null_label)
         self.engine = build_engine(model, config.engine, config.train, self.plan, world, device)
-        self.gate = UpdateGate(self.engine)
+        self.gate = UpdateGate(self.engine, config.train.max_grad_norm)
         self.rank_times = RankTimes(world, ForwardTime(self.engine.module), config.log.every_steps)
         train = config.train
         self.state = TrainingState(OptimizerState(self.engine), train)
@@ -136,35 +136,30 @@ class Trainer:
         return self.reason
 
     def _run(self, stop: StopRequest) -> None:
-        """Step; a step's numbers are read one step late, so as not to wait for them."""
+        """Step; how a step ended is read while the device computes the next one's gradient, so as not to wait."""
         start = self.position.images_seen
         with open_loader(self.dataset, self.config, self.world, start, self.device.startswith("cuda")) as batches:
             while self.position.step < self.config.train.steps and self.reason is None:
                 with self.phases("data", step=self.position.step + 1):
                     batch = next(batches)
                 with self.phases("compute"):
-                    report = self._step(batch, stop)
-                    self._settle()
-                    self.pending = report
-                    if is_due := self._is_due():
-                        self._settle()
+                    self._step(batch, stop)
+                    if (is_due := self._is_due()) and (bad := self._settle()):
+                        self._judge_bad_step(bad)
                 if is_due:
                     self._between_steps()
 
-    def _step(self, batch: Batch, stop: StopRequest) -> "_Report":
-        """Take one step and start summing its numbers over ranks."""
+    def _step(self, batch: Batch, stop: StopRequest) -> None:
+        """Take one step: gradient, end of the step before, update; and start summing its numbers over ranks."""
+        losses = compute_gradient(self.engine, self.problem, batch, self.plan)
+        if bad := self._settle():
+            self.gate.step(NOTHING_PASSES)  # looking into the bad step takes the engine: this gradient is given up
+            self._judge_bad_step(bad)
+            losses = compute_gradient(self.engine, self.problem, batch, self.plan)
         done, step = self.position, self.position.step + 1
-        rate = learning_rate_at(done.step, self.config.train)
-        self.gate.limit = limit = self.bad_steps.limit_at(step)
-        losses, was_updated = train_step(self.engine, self.gate, self.problem, batch, self.plan, rate)
-        grad_norm = self.gate.norm
-        if was_updated:
-            self.state.update_emas()
-            self.bad_steps.note_good(grad_norm)
-        elif self.bad_steps.is_known(step):
-            log.warning("step %d is passed over, as %s says", step, BAD_STEPS)
-        else:
-            self._judge_bad_step(step, batch, limit, grad_norm)
+        rate, limit = learning_rate_at(done.step, self.config.train), self.bad_steps.limit_at(step)
+        set_learning_rate(self.engine, rate)
+        verdict = self.gate.step(limit)
         self.position = Position(step, done.images_seen + self.plan.global_batch_size)
         now = time.monotonic()
         seconds, self.step_ended = now - self.step_ended, now
@@ -172,69 +167,68 @@ class Trainer:
             stop.ask("time_limit")
         flags = [float(len(batch.damaged)), float(bool(stop)), float(self.saving.wants_retry())]
         own = torch.cat((torch.tensor(flags), self.rank_times.own(self.phases.lap())))
-        numbers = torch.cat((losses.sum().view(1), own.to(losses.device, non_blocking=True)))  # nothing is waited for
-        work = dist.all_reduce(numbers, async_op=True)
-        return _Report(
-            self.position,
-            batch.keys,
-            batch.damaged,
-            rate,
-            seconds,
-            time.time(),
-            numbers,
-            grad_norm,
-            was_updated,
-            work,
-            stop,
-        )
+        sums = torch.cat((losses.sum().view(1), send(own, losses.device)))
+        numbers = Readback(sums, dist.all_reduce(sums, async_op=True))
+        self.pending = _Report(self.position, batch, rate, limit, seconds, time.time(), verdict, numbers, stop)
 
-    def _settle(self) -> None:
-        """Read the last step's numbers, write them down, and note whether any rank asks for a stop or a save."""
+    def _settle(self) -> "_Report | None":
+        """End the last step: move the averages, log it, note whether any rank asks for a stop or a save.
+
+        Returns its report where its update was discarded and nobody knows why yet.
+        """
         report, self.pending = self.pending, None
         if report is None:
-            return
-        report.work.wait()
-        loss_sum, damaged, asked, wants_retry, *times = report.numbers.tolist()
+            return None
+        step, verdict = report.position.step, report.verdict
+        is_known = self.bad_steps.is_known(step)
+        if verdict.was_updated:
+            self.state.update_emas()
+            self.bad_steps.note_good(verdict.norm)
+        elif is_known:
+            log.warning("step %d is passed over, as %s says", step, BAD_STEPS)
+        loss_sum, damaged, asked, wants_retry, *times = report.numbers.read()
         loss = loss_sum / max(1.0, self.plan.global_batch_size - damaged)
-        if report.was_updated and not math.isfinite(loss):
+        if verdict.was_updated and not math.isfinite(loss):
             raise NonFinite(
-                f"the loss is {loss} at step {report.position.step} though its gradient is finite; go on from the last "
-                f"checkpoint, in fp32 if it comes again"
+                f"the loss is {loss} at step {step} though its gradient is finite; go on from the last checkpoint, in "
+                f"fp32 if it comes again"
             )
-        self.log.records(report.position.step, report.keys, report.damaged)
+        self.log.records(step, report.batch.keys, report.batch.damaged)
         self._log(report, loss, times)
         self.saving.retries_now = wants_retry > 0
         if asked:
             self.reason = self.reason or report.stop.signal_name or "a signal to another rank"
+        return None if verdict.was_updated or is_known else report
 
     def _log(self, report: "_Report", loss: float, times: list[float]) -> None:
-        images_per_second = self.plan.global_batch_size / report.seconds
+        images_per_second, norm = self.plan.global_batch_size / report.seconds, report.verdict.norm
         peak = peak_flops(self.device, self.config.engine.precision)
         metrics = {
             "step": report.position.step,
             "time": report.time,
             "images_seen": report.position.images_seen,
             "loss": loss if math.isfinite(loss) else None,
-            "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
+            "grad_norm": norm if math.isfinite(norm) else None,
             "learning_rate": report.learning_rate,
             "step_seconds": report.seconds,
             "images_per_second": images_per_second,
             "mfu": images_per_second * self.flops_per_image / (peak * self.world.world_size) if peak else None,
         }
         metrics |= self.rank_times.metrics(times)
-        self.log.metrics(metrics if report.was_updated else metrics | {"skipped": True})
+        self.log.metrics(metrics if report.verdict.was_updated else metrics | {"skipped": True})
         if line := self.rank_times.line(report.position.step):
             self.log.ranks(line)
 
     # ------------------------------------------------------------ bad steps
 
-    def _judge_bad_step(self, step: int, batch: Batch, limit: float, grad_norm: float) -> None:
+    def _judge_bad_step(self, report: "_Report") -> None:
         """Find out what is wrong with a step whose update was discarded, and do as the policy says (collective)."""
+        step, batch = report.position.step, report.batch
         with watched(self.engine.module) as offender:
-            self.gate.limit = -1.0  # once more, to look on
-            losses, _ = train_step(self.engine, self.gate, self.problem, batch, self.plan, 0.0)
+            losses = compute_gradient(self.engine, self.problem, batch, self.plan)
+            self.gate.step(NOTHING_PASSES)
         suspects = [key for key, loss in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(loss)]
-        what = self.bad_steps.record(step, limit, grad_norm, offender(), suspects)
+        what = self.bad_steps.record(step, report.limit, report.verdict.norm, offender(), suspects)
         policy = self.config.train.on_bad_step
         if self.world.is_rank_zero:
             log.warning("%s: %s", what, "its update is left out" if policy == "skip" else policy.replace("_", " "))
@@ -244,7 +238,6 @@ class Trainer:
                 f"'{self.run_dir / BAD_STEPS}' first"
             )
         if policy == "roll_back":
-            self._settle()
             raise _RollBack(step)
 
     def _go_back(self, bad: "_RollBack") -> None:
@@ -357,15 +350,14 @@ class _Report:
     """What a step left behind; its numbers may still be on their way."""
 
     position: Position
-    keys: list[str]
-    damaged: dict[int, str]
+    batch: Batch
     learning_rate: float
+    limit: float
+    """The gradient norm above which it is bad."""
     seconds: float
     time: float
     """When it ended, in seconds since 1970."""
-    numbers: Tensor
+    verdict: Verdict
+    numbers: Readback
     """Summed over ranks: losses, records set aside, who was asked to stop, who wants to save again; ranks' times."""
-    grad_norm: float
-    was_updated: bool
-    work: Any
     stop: StopRequest

@@ -43,11 +43,9 @@ def test_what_deepspeed_gets_wrong_is_refused(engine: EngineConfig, sentence: st
 def test_deepspeed_knows_every_key_that_we_write(stage: int) -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    train = TrainSection(global_batch_size=4)
     config = deepspeed_config(
         EngineConfig(zero_stage=stage, offload_optimizer=stage > 0, hierarchical_partitioning=stage == 3),
-        train,
-        plan_batches(train, 1),
+        plan_batches(TrainSection(global_batch_size=4), 1),
         World(),
         num_parameters=1000,
     )

@@ -20,14 +20,14 @@ from dit_scale.checkpoint import Checkpoint, Description, Position, Retention, S
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import build_objective
-from dit_scale.distributed.engine import BatchPlan, build_engine, plan_batches
+from dit_scale.distributed.engine import BatchPlan, build_engine, plan_batches, set_learning_rate
 from dit_scale.distributed.fragments import OptimizerState, gather
 from dit_scale.distributed.gate import UpdateGate
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import Problem, train_step
+from dit_scale.training.step import Problem, compute_gradient
 from tests.networks import fill
 
 STEPS = 3
@@ -83,16 +83,16 @@ def check_discarded_updates(
     """Assert that a gradient that is too long or not finite changes nothing (collective)."""
     before, adam_step = whole_master(state), state.optimizer.adam_step
     batch = batch_at(0, 12, world)
-    gate.limit = 1e-9
-    _, was_updated = train_step(engine, gate, problem, batch, plan, 1e-3)
-    assert not was_updated
-    assert 1e-9 < gate.norm < math.inf
-    gate.limit = math.inf
+    compute_gradient(engine, problem, batch, plan)
+    verdict = gate.step(limit=1e-9)
+    assert not verdict.was_updated
+    assert 1e-9 < verdict.norm < math.inf
     if world.is_rank_zero:  # on one rank, in the last micro step
         batch.moments[-1, 0, 0, 0] = math.nan
-    losses, was_updated = train_step(engine, gate, problem, batch, plan, 1e-3)
-    assert not was_updated
-    assert not math.isfinite(gate.norm)
+    losses = compute_gradient(engine, problem, batch, plan)
+    verdict = gate.step()
+    assert not verdict.was_updated
+    assert not math.isfinite(verdict.norm)
     assert torch.isnan(losses).nonzero().flatten().tolist() == ([len(losses) - 1] if world.is_rank_zero else [])
     assert state.optimizer.adam_step == adam_step
     for name, value in whole_master(state).items():
@@ -126,16 +126,17 @@ def main(stage: int, precision: str, action: str, folder: Path, options: set[str
             first = STEPS
         replica = whole_master(state)  # the average as everyone writes it, over whole parameters
         problem = Problem(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
-        gate = UpdateGate(engine)
+        gate = UpdateGate(engine, train.max_grad_norm)
         check_discarded_updates(engine, gate, problem, plan, state, world)
         losses, norms = [], []
         for step in range(first, first + STEPS):
-            each, was_updated = train_step(engine, gate, problem, batch_at(step, 12, world), plan, 1e-3)
-            assert was_updated
-            loss = each.sum()
+            set_learning_rate(engine, 1e-3)
+            loss = compute_gradient(engine, problem, batch_at(step, 12, world), plan).sum()
+            verdict = gate.step()
+            assert verdict.was_updated
             dist.all_reduce(loss)
             losses.append(loss.item() / 12)
-            norms.append(gate.norm)
+            norms.append(verdict.norm)
             state.update_emas()
             for name, value in whole_master(state).items():
                 replica[name].lerp_(value, 1.0 - DECAY)

@@ -1,7 +1,7 @@
 """A real training loop of one rank on latents that are made up, for benchmarks to run."""
 
-import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,13 @@ from dit_scale.data.loader import Batch
 from dit_scale.diffusion import build_objective
 from dit_scale.distributed.engine import DTYPES, build_engine, plan_batches, wrap_blocks
 from dit_scale.distributed.fragments import OptimizerState
-from dit_scale.distributed.gate import UpdateGate
+from dit_scale.distributed.gate import UpdateGate, Verdict
 from dit_scale.distributed.runtime import World
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.models.kernel_timing import AttentionShape, backend_of_training
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import Problem, train_step
+from dit_scale.training.step import Problem, compute_gradient
 
 CLASSES = 1000
 
@@ -50,31 +50,20 @@ class Loop:
         moments = torch.randn(count, *latents.moments_shape, generator=torch.Generator().manual_seed(world.rank))
         batch = Batch(positions, moments.half(), positions % CLASSES, [""] * count, {})
         self.batch = _pinned(batch) if device.startswith("cuda") else batch
+        self._verdict: Verdict | None = None
 
     def step(self) -> Tensor:
-        """Take a step, update the EMA, and return the mean loss, which nothing waits for."""
-        losses, _ = train_step(self.engine, self.gate, self.problem, self.batch, self.plan, 1e-4)
-        self.state.update_emas()
+        """Take a step, move the EMA by the one before, and return the mean loss, which nothing waits for."""
+        losses = compute_gradient(self.engine, self.problem, self.batch, self.plan)
+        if self._verdict is not None and self._verdict.was_updated:
+            self.state.update_emas()
+        self._verdict = self.gate.step()
         return losses.mean()
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """Return a step cut into what it consists of, to be called in this order."""
-        plan, batch, engine, problem = self.plan, self.batch, self.engine, self.problem
-        dtype = next(engine.module.parameters()).dtype
-
-        def forward_and_backward() -> None:
-            for part in plan.micro_batches:
-                moments, labels, positions = (
-                    tensor[part].to(engine.device, non_blocking=True)
-                    for tensor in (batch.moments, batch.labels, batch.positions)
-                )
-                losses = problem.loss(lambda x, t, y: engine(x.to(dtype), t, y), moments, labels, positions)
-                engine.backward(losses.sum() * (plan.gradient_accumulation_steps / plan.batch_size_per_rank))
-                if not engine.is_gradient_accumulation_boundary():
-                    engine.step()
-
         return {
-            "forward and backward": forward_and_backward,
+            "forward and backward": lambda: compute_gradient(self.engine, self.problem, self.batch, self.plan),
             "optimizer": self.gate.step,
             "EMA": self.state.update_emas,
         }
@@ -115,9 +104,10 @@ class PlainLoop:
 
         def update() -> None:
             norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
-            if math.isfinite(norm.item()):
-                self._optimizer.step()
-            self._optimizer.zero_grad()
+            optimizer: Any = self._optimizer
+            optimizer.found_inf = (~torch.isfinite(norm)).float()  # as the gate has it judged
+            optimizer.step()
+            optimizer.zero_grad()
 
         @torch.no_grad()
         def average() -> None:

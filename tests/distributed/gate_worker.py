@@ -1,0 +1,97 @@
+"""A process that takes steps which are shortened and steps which are discarded, beside plain PyTorch's.
+
+Prints one JSON line: for each ZeRO stage how far the weights are from PyTorch's, relative to how far they moved, and
+how often the host read a number from the device during a step.
+"""
+
+import json
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dit_scale.config import EngineConfig, TrainSection
+from dit_scale.diffusion import build_objective
+from dit_scale.distributed.engine import build_engine, plan_batches
+from dit_scale.distributed.fragments import OptimizerState
+from dit_scale.distributed.gate import NOTHING_PASSES, UpdateGate
+from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
+from dit_scale.training.state import TrainingState
+from dit_scale.training.step import Problem, compute_gradient
+from tests.distributed.worker import LATENTS, batch_at, small_model, whole_master
+
+BATCH, STEPS = 4, 4
+DISCARDED = 2
+LONGEST = 0.05
+"""Far below the norms of the gradients here, so that every step is shortened."""
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the host takes from a tensor: on a GPU each waits for all that is queued."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+def expected_weights(problem: Problem, world: World) -> dict[str, Tensor]:
+    """Return the weights after the steps as plain PyTorch takes them."""
+    model = small_model()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+    for step in range(STEPS):
+        batch = batch_at(step, BATCH, world)
+        optimizer.zero_grad()
+        problem.loss(model, batch.moments, batch.labels, batch.positions).mean().backward()
+        norm = nn.utils.clip_grad_norm_(trained, LONGEST)
+        assert norm > 2 * LONGEST, f"a norm of {norm} shows nothing"
+        if step != DISCARDED:
+            optimizer.step()
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def measure(stage: Literal[0, 1, 2, 3], expected: dict[str, Tensor], problem: Problem, world: World) -> dict[str, Any]:
+    """Take the steps at a stage."""
+    train = TrainSection(global_batch_size=BATCH, micro_batch_size_per_gpu=2, learning_rate=1e-3, weight_decay=0.0)
+    plan = plan_batches(train, world.world_size)
+    model = small_model()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    engine = build_engine(model, EngineConfig(zero_stage=stage, precision="fp32"), train, plan, world, "cpu")
+    state = TrainingState(OptimizerState(engine), train)
+    state.start_from(weights)
+    gate, verdicts, reads = UpdateGate(engine, LONGEST), [], Reads()
+    for step in range(STEPS):
+        batch = batch_at(step, BATCH, world)
+        with reads:
+            compute_gradient(engine, problem, batch, plan)
+            verdicts.append(gate.step(NOTHING_PASSES) if step == DISCARDED else gate.step())
+    masters = whole_master(state)
+    engine.destroy()
+    difference = max(float((masters[name] - value).abs().max()) for name, value in expected.items())
+    moved = max(float((weights[name] - value).abs().max()) for name, value in expected.items())
+    return {
+        "difference": difference / moved,
+        "updated": [verdict.was_updated for verdict in verdicts],
+        "reads": reads.count,
+    }
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    world = World.from_environment()
+    set_threads(world, 1)
+    problem = Problem(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
+    expected = expected_weights(problem, world)
+    with process_group(world, "cpu"):
+        print(json.dumps({stage: measure(stage, expected, problem, world) for stage in (0, 1, 2, 3)}), flush=True)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    main()
