@@ -26,7 +26,8 @@ class Readback:
                 if work is not None:
                     work.wait()  # of this stream; the host goes on
                 self._copy = values.to("cpu", non_blocking=True)
-                self._event = stream.record_event()
+            self._event = torch.cuda.Event(blocking=True)  # the host sleeps: its cores read shards meanwhile
+            self._event.record(stream)
 
     def read(self) -> list[float]:
         """Return the values."""
