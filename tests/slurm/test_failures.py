@@ -52,6 +52,41 @@ def test_a_lost_node_costs_the_steps_since_the_last_save_and_scancel_ends_it_all
     assert (end["saved"], end["step"]) == (True, last_save(run_dir)[0])
 
 
+def test_losing_rank_zeros_node_and_the_batch_script_with_it_costs_no_more(
+    cluster: Cluster, site: Path, shards: Path, tmp_path: Path
+) -> None:
+    """The first node runs the script, rank zero with the store, and whoever holds the run folder."""
+    run_dir = tmp_path / "run"
+    job = endless(cluster, site, shards, tmp_path, "checkpoint.every_steps=5")
+    job.wait_until(lambda: last_save(run_dir)[0] >= 5)
+    cluster.cut_power("node1")
+    job.wait_until(lambda: job.facts()["Restarts"] == "1")
+    cluster.restore_power("node1")
+    step = max(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step-*"))  # perhaps not yet the latest
+    job.wait_until(lambda: has_gone_on(job, run_dir, restarts=1))
+    assert f"going on from step-{step:08d}" in job.output()
+    job.signal()
+    assert job.wait()["JobState"] == "CANCELLED"
+
+
+def test_sampling_that_is_requeued_draws_what_is_missing(
+    cluster: Cluster, site: Path, shards: Path, tmp_path: Path
+) -> None:
+    trained = tmp_path / "run"
+    run(["train", *settings(write_config(tmp_path / "run.yaml", 1), shards, trained)])
+    arguments = ["--num-samples", 96, "--num-sampling-steps", 20, "--batch-size", 4]
+    job = submit(cluster, site, "sample.sbatch", tmp_path, trained, *arguments, "--out", tmp_path / "samples")
+    done = tmp_path / "samples" / "images"
+    job.wait_until(lambda: len(list(done.glob("*.png"))) >= 8)
+    cluster.run("scontrol", "requeue", job.number)
+    job.wait_until(lambda: job.facts()["Restarts"] == "1")
+    before = {path: path.stat().st_mtime_ns for path in done.glob("*.png")}
+    finish(job)
+    assert 8 <= len(before) < 96
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(done.glob("*.png"))) == 96
+
+
 def test_a_rank_that_hangs_is_requeued_and_one_that_is_killed_ends_the_job_for_good(
     cluster: Cluster, site: Path, shards: Path, tmp_path: Path
 ) -> None:
