@@ -2,8 +2,8 @@
 
     python benchmarks/host_time.py [--depth 28]
 
-Milliseconds of a step and of its parts on one rank and one thread, bf16, compiled, ZeRO 1; what little is computed is in
-them. An estimate of how fast a GPU of the same host may be before it waits for it: its launches are other ones.
+Milliseconds of a step and of its parts on one rank and one thread, in bf16, compiled, under ZeRO 1. The little that is
+computed is in them. An estimate of how fast a GPU beside such a host may be before it waits: its launches are others.
 """
 
 import argparse

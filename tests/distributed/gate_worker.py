@@ -1,11 +1,15 @@
 """A process that takes steps which are shortened and steps which are discarded, beside plain PyTorch's.
 
+    gate_worker DEVICE STAGE …
+
 Prints one JSON line: for each ZeRO stage how far the weights are from PyTorch's, relative to how far they moved, and
 how often the host read a number from the device during a step.
 """
 
 import json
+import sys
 import warnings
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -29,49 +33,65 @@ LONGEST = 0.05
 
 
 class Reads(TorchDispatchMode):
-    """Counts the numbers that the host takes from a tensor: on a GPU each waits for all that is queued."""
+    """Counts the numbers that the host takes from a tensor: on a GPU each waits for all that is queued.
 
-    def __init__(self) -> None:
+    There it also makes an error of whatever else waits.
+    """
+
+    def __init__(self, device: str) -> None:
         super().__init__()
-        self.count = 0
+        self.count, self._is_on_gpu = 0, device != "cpu"
+
+    def __enter__(self) -> "Reads":
+        if self._is_on_gpu:
+            torch.cuda.set_sync_debug_mode("error")
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        if self._is_on_gpu:
+            torch.cuda.set_sync_debug_mode("default")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **kwargs or {})
 
 
-def expected_weights(problem: Problem, world: World) -> dict[str, Tensor]:
+def expected_weights(problem: Problem, world: World, device: str) -> dict[str, Tensor]:
     """Return the weights after the steps as plain PyTorch takes them."""
-    model = small_model()
+    model = small_model().to(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
     for step in range(STEPS):
         batch = batch_at(step, BATCH, world)
         optimizer.zero_grad()
-        problem.loss(model, batch.moments, batch.labels, batch.positions).mean().backward()
+        inputs = (tensor.to(device) for tensor in (batch.moments, batch.labels, batch.positions))
+        problem.loss(model, *inputs).mean().backward()
         norm = nn.utils.clip_grad_norm_(trained, LONGEST)
         assert norm > 2 * LONGEST, f"a norm of {norm} shows nothing"
         if step != DISCARDED:
             optimizer.step()
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return {name: value.cpu() for name, value in model.named_parameters() if value.requires_grad}
 
 
-def measure(stage: Literal[0, 1, 2, 3], expected: dict[str, Tensor], problem: Problem, world: World) -> dict[str, Any]:
+def measure(
+    stage: Literal[0, 1, 2, 3], expected: dict[str, Tensor], problem: Problem, world: World, device: str
+) -> dict[str, Any]:
     """Take the steps at a stage."""
     train = TrainSection(global_batch_size=BATCH, micro_batch_size_per_gpu=2, learning_rate=1e-3, weight_decay=0.0)
     plan = plan_batches(train, world.world_size)
     model = small_model()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    engine = build_engine(model, EngineConfig(zero_stage=stage, precision="fp32"), train, plan, world, "cpu")
+    engine = build_engine(model, EngineConfig(zero_stage=stage, precision="fp32"), train, plan, world, device)
     state = TrainingState(OptimizerState(engine), train)
     state.start_from(weights)
-    gate, verdicts, reads = UpdateGate(engine, LONGEST), [], Reads()
+    gate, verdicts, reads = UpdateGate(engine, LONGEST), [], Reads(device)
     for step in range(STEPS):
         batch = batch_at(step, BATCH, world)
-        with reads:
+        with reads if step else nullcontext():  # the first one puts tables on the GPU
             compute_gradient(engine, problem, batch, plan)
             verdicts.append(gate.step(NOTHING_PASSES) if step == DISCARDED else gate.step())
-    masters = whole_master(state)
+    masters = {name: value.cpu() for name, value in whole_master(state).items()}
     engine.destroy()
     difference = max(float((masters[name] - value).abs().max()) for name, value in expected.items())
     moved = max(float((weights[name] - value).abs().max()) for name, value in expected.items())
@@ -82,16 +102,17 @@ def measure(stage: Literal[0, 1, 2, 3], expected: dict[str, Tensor], problem: Pr
     }
 
 
-def main() -> None:
+def main(device: str, stages: list[int]) -> None:
     warnings.simplefilter("ignore")
     world = World.from_environment()
     set_threads(world, 1)
     problem = Problem(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
-    expected = expected_weights(problem, world)
-    with process_group(world, "cpu"):
-        print(json.dumps({stage: measure(stage, expected, problem, world) for stage in (0, 1, 2, 3)}), flush=True)
+    expected = expected_weights(problem, world, device)
+    with process_group(world, device):
+        found = {stage: measure(stage, expected, problem, world, device) for stage in stages}  # type: ignore[arg-type]
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
     die_with_parent()
-    main()
+    main(sys.argv[1], [int(stage) for stage in sys.argv[2:]])

@@ -1,17 +1,30 @@
 """The gate: gradients are shortened as PyTorch shortens them, discarded ones leave no trace, and nobody waits."""
 
 import json
+from typing import Any
 
 import pytest
+import torch
 
 from tests.launch import run
 
 
+def steps_of(device: str, *stages: int) -> dict[str, Any]:
+    """Return what was found of the steps at each stage, once they are what plain PyTorch takes."""
+    result = run([device, *stages], module="tests.distributed.gate_worker")
+    found = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
+    for stage, steps in found.items():
+        assert steps["difference"] == pytest.approx(0.0, abs=2e-4), stage
+        assert steps["updated"] == [True, True, False, True], stage
+    return found
+
+
 def test_steps_behind_the_gate_are_plain_pytorchs_and_the_host_reads_nothing() -> None:
-    result = run([], 1, module="tests.distributed.gate_worker")
-    stages = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
-    for stage, found in stages.items():
-        assert found["difference"] == pytest.approx(0.0, abs=2e-4), stage
-        assert found["updated"] == [True, True, False, True], stage
-    # DeepSpeed's ZeRO 3 reads by itself.
-    assert [stages[stage]["reads"] for stage in ("0", "1", "2")] == [0, 0, 0]
+    found = steps_of("cpu", 0, 1, 2, 3)
+    assert [found[stage]["reads"] for stage in ("0", "1", "2")] == [0, 0, 0]  # DeepSpeed's ZeRO 3 reads by itself
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_on_a_gpu_waits_for_nothing() -> None:
+    assert steps_of("cuda:0", 1)["1"]["reads"] == 0

@@ -57,7 +57,8 @@ def whole_master(state: TrainingState) -> dict[str, Tensor]:
     """Return the fp32 master weights of all ranks (collective)."""
     optimizer = state.optimizer
     master = optimizer.master
-    return gather(optimizer.owned, [fragment.of(master) for fragment in optimizer.owned], optimizer.shapes, "cpu")
+    tensors = [fragment.of(master) for fragment in optimizer.owned]
+    return gather(optimizer.owned, tensors, optimizer.shapes, master[0].device)
 
 
 def check_owned_once(state: TrainingState) -> None:
