@@ -210,6 +210,8 @@ class EngineConfig:
     """Elements that DeepSpeed reduces or gathers in one call; null takes a tenth of the model, within limits."""
     reduce_to_owners: bool | None = None
     """ZeRO 1, 2: send gradients to the rank that updates them alone, which halves traffic; null: if parts are large."""
+    overlap_reduction: bool | None = None
+    """Reduce gradients beside the backward pass on GPUs; null: ZeRO 1, 2 if measured to take longer than it saves."""
     hierarchical_partitioning: bool = False
     """ZeRO 3 over nodes: each node keeps all parameters, so that backward gathers inside it (ZeRO++ hpZ)."""
     threads_per_rank: int | None = None

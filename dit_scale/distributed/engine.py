@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dit_scale.config import EngineConfig, TrainSection
+from dit_scale.distributed.overlap import overlap_pays
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
 
@@ -74,7 +75,8 @@ def build_engine(
     if engine.zero_stage == 3:  # a block's weights come together: no hook of DeepSpeed's breaks what is compiled
         deepspeed.utils.set_z3_leaf_modules(model, list({type(block) for block in model.blocks}))
     num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    config = deepspeed_config(engine, batches, world, num_parameters)
+    overlaps = _overlaps(engine, world, num_parameters, device)
+    config = deepspeed_config(engine, batches, world, num_parameters, overlaps)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if engine.zero_stage in (1, 2):  # parameters are views of the flat weights already; it makes them so each step
         wrapped.optimizer._update_model_bit16_weights = lambda _: None
@@ -97,12 +99,13 @@ def wrap_blocks(model: nn.Module, engine: EngineConfig) -> None:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def deepspeed_config(engine: EngineConfig, batches: BatchPlan, world: World, num_parameters: int) -> dict[str, Any]:
+def deepspeed_config(
+    engine: EngineConfig, batches: BatchPlan, world: World, num_parameters: int, overlaps: bool
+) -> dict[str, Any]:
     """Return DeepSpeed's configuration; learning rate, clipping, data and checkpoints stay ours."""
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     bucket_elements = engine.bucket_for(num_parameters, world.world_size)
     if engine.zero_stage > 0:
-        overlaps = torch.cuda.is_available() and _reduces(engine, world)  # it waits for the GPU after each backward
         zero |= {"reduce_bucket_size": bucket_elements, "overlap_comm": overlaps}
     if engine.zero_stage in (1, 2):
         zero |= {"allgather_bucket_size": bucket_elements}
@@ -140,6 +143,16 @@ def _flatten_to_fp32(gradients: list[Tensor], num_elements: int) -> Tensor:
 def _reduces(engine: EngineConfig, world: World) -> bool:
     """Whether gradients go through DeepSpeed's buckets: on one rank they need not be copied there and back."""
     return engine.zero_stage not in (1, 2) or engine.offload_optimizer or world.world_size > 1
+
+
+def _overlaps(engine: EngineConfig, world: World, num_parameters: int, device: str) -> bool:
+    """Whether gradients are reduced, or gathered weights fetched, beside what a GPU computes (collective)."""
+    if not device.startswith("cuda") or not _reduces(engine, world):
+        return False
+    if engine.overlap_reduction is not None or engine.zero_stage not in (1, 2):
+        return engine.overlap_reduction is not False
+    num_bytes = num_parameters * DTYPES[engine.precision].itemsize
+    return overlap_pays(num_bytes // (1 + engine.reduces_to_owners(num_parameters, world.world_size)), device)
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:

@@ -48,7 +48,9 @@ def test_deepspeed_knows_every_key_that_we_write(stage: int) -> None:
         plan_batches(TrainSection(global_batch_size=4), 1),
         World(),
         num_parameters=1000,
+        overlaps=True,
     )
+    assert config["zero_optimization"].get("overlap_comm", False) is (stage > 0)
     unknown = (
         config["zero_optimization"].keys()
         - DeepSpeedZeroConfig.model_fields.keys()

@@ -2,14 +2,17 @@
 
     traffic_worker STAGE MICRO_BATCH WIDTH [to-owners]
 
-Prints one JSON line on rank zero: bytes counted, and bytes planned, by kind.
+Prints one JSON line on rank zero: bytes counted, and bytes planned, by kind; seconds each rank expects of 1 GB.
 """
 
 import json
 import sys
 from collections import Counter
 
+import torch.distributed as dist
+
 from dit_scale.config import EngineConfig
+from dit_scale.distributed.overlap import reduction_seconds
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.distributed.traffic import Traffic
 from dit_scale.latents import LatentSpec
@@ -38,6 +41,8 @@ def main() -> None:
             loop.step()
         with Traffic() as traffic:
             loop.step()
+        seconds = [0.0] * world.world_size
+        dist.all_gather_object(seconds, reduction_seconds(1 << 30, "cpu"))
     accumulation = IMAGES_A_RANK // micro_batch
     setup = TrainingSetup(
         micro_batch, world.world_size, stage, 4, accumulation, reduce_to_owners=to_owners, on_gpu=False
@@ -48,7 +53,7 @@ def main() -> None:
         planned[collective.kind] += collective.num_bytes
     if world.is_rank_zero:
         counted = {kind: tally.num_bytes for kind, tally in traffic.tallies.items()}
-        print(json.dumps({"counted": counted, "planned": planned}), flush=True)
+        print(json.dumps({"counted": counted, "planned": planned, "seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":
