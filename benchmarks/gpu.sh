@@ -22,10 +22,11 @@ bench() { # NAME BENCHMARK OPTIONS…: one benchmark
 quarter=$(((batch + 3) / 4))
 common=(--model "$model" --precision bf16)
 compiled=("${common[@]}" --compile --rounds "$rounds")
-python -m pytest -q -m gpu tests/models 2>&1 | tee "$out/tests.txt" | tail -n 3
+python -m pytest -q -m gpu tests/models tests/distributed/test_gate.py 2>&1 | tee "$out/tests.txt" | tail -n 3
 bench attention-256 attention "${common[@]}" --batch-size $(((batch + 1) / 2))
 bench attention-512 attention "${common[@]}" --image-size 512 --batch-size "$quarter"
 bench step-256 step "${compiled[@]}" --batch-size "$batch"
+bench step-256-small step "${compiled[@]}" --batch-size $(((batch + 7) / 8))
 bench step-256-peer step "${compiled[@]}" --batch-size "$quarter" --peer-path "$peer"
 bench step-256-bf16-peer step "${compiled[@]}" --batch-size "$quarter" --peer-path "$peer" --peer-precision bf16
 bench step-512 step "${compiled[@]}" --image-size 512 --batch-size "$quarter"
