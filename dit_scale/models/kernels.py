@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
-_NUMBERS_OF_WARP = 1024
-"""Of a row; two warps for XL's 1,152 numbers, filled up to 2,048, were the fastest of 2, 4 and 8 on an H200."""
+_NUMBERS_OF_WARP = 576
+"""Of a row; two warps for XL's 1,152 were the fastest of 2, 4 and 8 on an H200."""
 _TOKENS_OF_PART = 16
 """Tokens of which one program of the norm's backward takes the sum, one after the other."""
 _GELU = {"tile_rows": 4, "tile_columns": 512, "num_warps": 2}
@@ -37,33 +37,58 @@ def _launch(kernel: Any) -> Any:
 # ---------------------------------------------------------------- residual, norm and modulation
 
 
+# Triton wants tensors of a power of two. A row is cut in two such, 1,152 numbers in 1,024 and 128, so that no lane is
+# idle and all that a token needs stays in registers; of other widths the second part is filled up.
+
+
+def _cut(width: int) -> tuple[int, int]:
+    """Return the lengths of a row's two parts."""
+    head = 1 << max(0, (width - 1).bit_length() - 1)
+    return head, triton.next_power_of_2(max(1, width - head))
+
+
+def _warps(width: int) -> int:
+    return max(2, triton.next_power_of_2(-(-width // _NUMBERS_OF_WARP)))
+
+
 @triton.jit
-def _read(start, places, mask):
-    return tl.load(start + places, mask, 0.0).to(tl.float32)
+def _read(start, places, mask=None):
+    return tl.load(start + places, mask, None if mask is None else 0.0).to(tl.float32)
+
+
+@triton.jit
+def _add_pairs(one, other, next_one, next_other):
+    return one + next_one, other + next_other
 
 
 @triton.jit
 def _norm_kernel(
     tokens, branch, gate, shift, scale, summed, modulated, means, deviations,
     num_tokens, width, gate_stride, shift_stride, scale_stride, eps,
-    has_branch: tl.constexpr, lanes: tl.constexpr,
+    has_branch: tl.constexpr, head: tl.constexpr, tail: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, lanes)
-    mask = columns < width
+    columns1, columns2 = tl.arange(0, head), head + tl.arange(0, tail)
+    mask2 = columns2 < width
     row = image * num_tokens + tl.program_id(1)
-    places = row * width + columns
-    value = _read(tokens, places, mask)
+    places1, places2 = row * width + columns1, row * width + columns2
+    value1, value2 = _read(tokens, places1), _read(tokens, places2, mask2)
     if has_branch:
-        value += _read(gate + image * gate_stride, columns, mask) * _read(branch, places, mask)
-    tl.store(summed + places, value, mask)
-    mean = tl.sum(value, 0) / width
-    centred = tl.where(mask, value - mean, 0.0)
-    deviation = tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
-    normed = centred * deviation
-    shift_row = _read(shift + image * shift_stride, columns, mask)
-    scale_row = _read(scale + image * scale_stride, columns, mask)
-    tl.store(modulated + places, normed * (1.0 + scale_row) + shift_row, mask)
+        gates = gate + image * gate_stride
+        value1 += _read(gates, columns1) * _read(branch, places1)
+        value2 += _read(gates, columns2, mask2) * _read(branch, places2, mask2)
+    tl.store(summed + places1, value1)
+    tl.store(summed + places2, value2, mask2)
+    mean = (tl.sum(value1, 0) + tl.sum(value2, 0)) / width
+    value1 -= mean
+    value2 = tl.where(mask2, value2 - mean, 0.0)
+    variance = (tl.sum(value1 * value1, 0) + tl.sum(value2 * value2, 0)) / width
+    deviation = tl.rsqrt(variance + eps)
+    shifts, scales = shift + image * shift_stride, scale + image * scale_stride
+    modulated1 = value1 * deviation * (1.0 + _read(scales, columns1)) + _read(shifts, columns1)
+    modulated2 = value2 * deviation * (1.0 + _read(scales, columns2, mask2)) + _read(shifts, columns2, mask2)
+    tl.store(modulated + places1, modulated1)
+    tl.store(modulated + places2, modulated2, mask2)
     tl.store(means + row, mean)
     tl.store(deviations + row, deviation)
 
@@ -72,40 +97,57 @@ def _norm_kernel(
 def _norm_backward_kernel(
     d_summed, d_modulated, tokens, branch, gate, scale, means, deviations, d_tokens, d_branch, d_vectors,
     num_tokens, width, gate_stride, scale_stride,
-    has_branch: tl.constexpr, lanes: tl.constexpr, chunk: tl.constexpr,
+    has_branch: tl.constexpr, head: tl.constexpr, tail: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     image, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    columns = tl.arange(0, lanes)
-    mask = columns < width
-    scale_row = 1.0 + _read(scale + image * scale_stride, columns, mask)
-    shift_sum, scale_sum = tl.zeros([lanes], tl.float32), tl.zeros([lanes], tl.float32)
+    columns1, columns2 = tl.arange(0, head), head + tl.arange(0, tail)
+    mask2 = columns2 < width
+    scales, gates = scale + image * scale_stride, gate + image * gate_stride
+    scale1, scale2 = 1.0 + _read(scales, columns1), 1.0 + _read(scales, columns2, mask2)
+    shift_sum1, shift_sum2 = tl.zeros([head], tl.float32), tl.zeros([tail], tl.float32)
+    scale_sum1, scale_sum2 = tl.zeros([head], tl.float32), tl.zeros([tail], tl.float32)
     if has_branch:
-        gate_row = _read(gate + image * gate_stride, columns, mask)
-        gate_sum = tl.zeros([lanes], tl.float32)
-    for number in tl.range(0, chunk, loop_unroll_factor=1):
+        gate1, gate2 = _read(gates, columns1), _read(gates, columns2, mask2)
+        gate_sum1, gate_sum2 = tl.zeros([head], tl.float32), tl.zeros([tail], tl.float32)
+    for number in tl.range(0, chunk, loop_unroll_factor=1, num_stages=3):  # the next tokens are on their way
         row = image * num_tokens + part * chunk + number
-        places = row * width + columns
-        value, gradient = _read(tokens, places, mask), _read(d_modulated, places, mask)
-        total = _read(d_summed, places, mask)
+        places1, places2 = row * width + columns1, row * width + columns2
+        value1, value2 = _read(tokens, places1), _read(tokens, places2, mask2)
+        gradient1, gradient2 = _read(d_modulated, places1), _read(d_modulated, places2, mask2)
+        total1, total2 = _read(d_summed, places1), _read(d_summed, places2, mask2)
         if has_branch:
-            branch_row = _read(branch, places, mask)
-            value += gate_row * branch_row
-        deviation = tl.load(deviations + row)
-        normed = tl.where(mask, (value - tl.load(means + row)) * deviation, 0.0)
-        shift_sum += gradient
-        scale_sum += gradient * normed
-        gradient *= scale_row
-        along = tl.sum(gradient * normed, 0) / width
-        total += deviation * (gradient - tl.sum(gradient, 0) / width - normed * along)
-        tl.store(d_tokens + places, total, mask)
+            branch1, branch2 = _read(branch, places1), _read(branch, places2, mask2)
+            value1 += gate1 * branch1
+            value2 += gate2 * branch2
+        mean, deviation = tl.load(means + row), tl.load(deviations + row)
+        normed1 = (value1 - mean) * deviation
+        normed2 = tl.where(mask2, (value2 - mean) * deviation, 0.0)
+        shift_sum1 += gradient1
+        shift_sum2 += gradient2
+        scale_sum1 += gradient1 * normed1
+        scale_sum2 += gradient2 * normed2
+        gradient1 *= scale1
+        gradient2 *= scale2
+        level1, along1 = tl.reduce((gradient1, gradient1 * normed1), 0, _add_pairs)
+        level2, along2 = tl.reduce((gradient2, gradient2 * normed2), 0, _add_pairs)
+        level, along = (level1 + level2) / width, (along1 + along2) / width
+        total1 += deviation * (gradient1 - level - normed1 * along)
+        total2 += deviation * (gradient2 - level - normed2 * along)
+        tl.store(d_tokens + places1, total1)
+        tl.store(d_tokens + places2, total2, mask2)
         if has_branch:
-            tl.store(d_branch + places, total * gate_row, mask)
-            gate_sum += total * branch_row
-    vectors = d_vectors + (image * tl.num_programs(1) + part) * (3 if has_branch else 2) * width + columns
-    tl.store(vectors, shift_sum, mask)
-    tl.store(vectors + width, scale_sum, mask)
+            tl.store(d_branch + places1, total1 * gate1)
+            tl.store(d_branch + places2, total2 * gate2, mask2)
+            gate_sum1 += total1 * branch1
+            gate_sum2 += total2 * branch2
+    vectors = d_vectors + (image * tl.num_programs(1) + part) * (3 if has_branch else 2) * width
+    tl.store(vectors + columns1, shift_sum1)
+    tl.store(vectors + columns2, shift_sum2, mask2)
+    tl.store(vectors + width + columns1, scale_sum1)
+    tl.store(vectors + width + columns2, scale_sum2, mask2)
     if has_branch:
-        tl.store(vectors + 2 * width, gate_sum, mask)
+        tl.store(vectors + 2 * width + columns1, gate_sum1)
+        tl.store(vectors + 2 * width + columns2, gate_sum2, mask2)
 
 
 @_operator("dit_scale::add_and_norm", mutates_args=())
@@ -119,14 +161,13 @@ def add_and_norm(
     tokens, shift, scale = tokens.contiguous(), _rows(shift), _rows(scale)
     branch, gate = None if branch is None else branch.contiguous(), None if gate is None else _rows(gate)
     images, num_tokens, width = tokens.shape
-    lanes = triton.next_power_of_2(width)
     summed, modulated = torch.empty_like(tokens), torch.empty_like(tokens)
     means, deviations = (tokens.new_empty(images, num_tokens, dtype=torch.float32) for _ in range(2))
     _launch(_norm_kernel)[images, num_tokens](
         tokens, tokens if branch is None else branch, tokens if gate is None else gate, shift, scale,
         summed, modulated, means, deviations,
         num_tokens, width, 0 if gate is None else gate.stride(0), shift.stride(0), scale.stride(0), eps,
-        branch is not None, lanes, num_warps=max(2, lanes // _NUMBERS_OF_WARP),
+        branch is not None, *_cut(width), num_warps=_warps(width),
     )  # fmt: skip
     return summed, modulated, means, deviations
 
@@ -155,12 +196,12 @@ def add_and_norm_backward(
     scale = _rows(scale)
     images, num_tokens, width = tokens.shape
     d_tokens, d_branch, d_vectors = found = _norm_gradients(tokens, branch)
-    parts, lanes = d_vectors.shape[1], triton.next_power_of_2(width)
+    parts = d_vectors.shape[1]
     _launch(_norm_backward_kernel)[images, parts](
         d_summed, d_modulated, tokens, tokens if branch is None else branch, tokens if gate is None else gate, scale,
         means, deviations, d_tokens, d_branch, d_vectors,
         num_tokens, width, 0 if gate is None else gate.stride(0), scale.stride(0),
-        branch is not None, lanes, num_tokens // parts, num_warps=max(2, lanes // _NUMBERS_OF_WARP),
+        branch is not None, *_cut(width), num_tokens // parts, num_warps=_warps(width),
     )  # fmt: skip
     return found
 

@@ -17,7 +17,9 @@ EPSILON = 1e-6
 IMAGES, WIDTH = 2, 72
 
 
-def norm_errors(device: str, dtype: torch.dtype, num_tokens: int, has_branch: bool, is_compiled: bool) -> list[float]:
+def norm_errors(
+    device: str, dtype: torch.dtype, shape: tuple[int, int], has_branch: bool, is_compiled: bool
+) -> list[float]:
     """Compare the gated residual with norm and modulation."""
 
     def ours(tokens: Tensor, modulation: Tensor, *branch: Tensor) -> Sequence[Tensor]:
@@ -31,8 +33,8 @@ def norm_errors(device: str, dtype: torch.dtype, num_tokens: int, has_branch: bo
         summed = tokens + gate * branch[0] if branch else tokens
         return summed, F.layer_norm(summed, summed.shape[-1:], eps=EPSILON) * (1 + scale) + shift
 
-    tokens, branch = (torch.randn(IMAGES, num_tokens, WIDTH) for _ in range(2))
-    inputs = [tokens, torch.randn(IMAGES, 3 * WIDTH), *([branch] if has_branch else [])]
+    tokens, branch = (torch.randn(IMAGES, *shape) for _ in range(2))
+    inputs = [tokens, torch.randn(IMAGES, 3 * shape[1]), *([branch] if has_branch else [])]
     return errors(torch.compile(ours) if is_compiled else ours, reference, inputs, device, dtype)
 
 
@@ -74,10 +76,11 @@ def main(device: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for is_compiled in (False, True) if device == "cuda" else (False,):
             name = f"{str(dtype).removeprefix('torch.')}{' compiled' if is_compiled else ''}"
-            for num_tokens in (48, 9):  # 9 tokens fill no part
+            # 9 tokens fill no part; a width is two powers of two, one, or neither
+            for shape in ((48, 72), (9, 72), (16, 64), (16, 75)):
                 for has_branch in (True, False):
-                    found = norm_errors(device, dtype, num_tokens, has_branch, is_compiled)
-                    cases[f"{name} norm of {num_tokens}{' with branch' if has_branch else ''}"] = found
+                    found = norm_errors(device, dtype, shape, has_branch, is_compiled)
+                    cases[f"{name} norm of {shape}{' with branch' if has_branch else ''}"] = found
             cases[f"{name} gelu"] = gelu_errors(device, dtype, is_compiled)
     print(json.dumps(cases))
 

@@ -134,9 +134,12 @@ def test_a_stop_at_the_cap_is_not_requeued_and_lets_nobody_begin_after_it(
     assert (run_dir / "stopped").is_file()
 
 
-def test_bad_settings_are_not_requeued(cluster: Cluster, site: Path, shards: Path, tmp_path: Path) -> None:
+def test_what_would_come_again_is_not_requeued(cluster: Cluster, site: Path, shards: Path, tmp_path: Path) -> None:
     job = endless(cluster, site, shards, tmp_path, "train.stesp=3")
-    (tmp_path / "nowhere").mkdir()
+    for name in ("nowhere", "diverging"):
+        (tmp_path / name).mkdir()
+    settings = ("train.learning_rate=1e30", "train.warmup_steps=0", "train.on_bad_step=stop")
+    diverging = endless(cluster, site, shards, tmp_path / "diverging", *settings)
     nowhere = submit(cluster, site, "train.sbatch", tmp_path / "nowhere", "quickstart")
     facts = job.wait()
     assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "0"), str(job)
@@ -144,6 +147,10 @@ def test_bad_settings_are_not_requeued(cluster: Cluster, site: Path, shards: Pat
     assert "unknown key 'train.stesp'" in job.output()
     assert nowhere.wait()["ExitCode"] == "2:0"
     assert "give run_dir=" in nowhere.output()
+    facts = diverging.wait()
+    assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "0"), str(diverging)
+    assert "the loss or the gradient is not finite" in diverging.output()
+    assert [attempt.cause for attempt in read_history(tmp_path / "diverging" / "run")] == ["non_finite"]
 
 
 def test_elements_of_an_array_that_failed_are_run_again(cluster: Cluster, site: Path, tmp_path: Path) -> None:

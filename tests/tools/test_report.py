@@ -104,9 +104,8 @@ def test_the_slider_goes_through_the_previews(page: Page) -> None:
 
 def test_it_fits_a_telephone(page: Page) -> None:
     page.set_viewport_size({"width": 400, "height": 800})
-    page.wait_for_timeout(300)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    assert page.evaluate("document.querySelector('#chart-loss .main-svg').getBoundingClientRect().width") <= 400
+    page.wait_for_function("document.documentElement.scrollWidth <= 400")  # charts are drawn anew some time later
+    page.wait_for_function("document.querySelector('#chart-loss .main-svg').getBoundingClientRect().width <= 400")
 
 
 def test_settings_and_versions_are_on_it(page: Page) -> None:
