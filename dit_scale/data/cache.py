@@ -152,8 +152,11 @@ class Cache:
         """Return which shards must go for a new one, or None where those that may go do not suffice."""
         copies = [_Copy.of(path) for path in (self.folder / _SHARDS).glob("*")]
         desks = [desk for desk in self._place.glob(f"{_DESK}*") if not _is_abandoned(desk)]
-        reserved = sum(_Copy.of(path).num_bytes for desk in desks for path in desk.glob(f"{_RESERVED}*"))
-        excess = sum(copy.num_bytes for copy in copies) + reserved + num_bytes - (self._limit_bytes or 0)
+        taken = {copy.path.name: copy.num_bytes for copy in copies}
+        for reservation in (path for desk in desks for path in desk.glob(f"{_RESERVED}*")):
+            name = reservation.name.removeprefix(_RESERVED)  # it may have come a moment ago, and counts once
+            taken[name] = max(taken.get(name, 0), _Copy.of(reservation).num_bytes)
+        excess = sum(taken.values()) + num_bytes - (self._limit_bytes or 0)
         order = {quote(name, safe=""): place for place, name in enumerate(spared)}
         candidates = sorted((copy for copy in copies if copy.path.name not in order), key=lambda copy: copy.used)
         if may_displace:

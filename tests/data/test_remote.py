@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dit_scale.data.cache import Cache
 from dit_scale.data.dataset import LatentDataset
 from dit_scale.data.download import Remote
 from dit_scale.data.mds import to_mds
@@ -295,6 +296,19 @@ def test_what_is_requested_stays_until_it_is_read(opened: Callable[..., RemoteSt
     storage.request(FILES[2:5])  # more than there is room for: they wait, and what is unread stays
     assert _is_right(storage, FILES[0]) and _is_right(storage, FILES[1])
     _wait_for(lambda: {FILES[2].name, FILES[3].name, FILES[4].name} == _copies(cache).keys())
+
+
+def test_a_file_counts_once_while_it_comes(cache: Path) -> None:
+    folder = Cache(cache, "s3://bucket/folder", 2 * SHARD_BYTES, patience_seconds=1.0)
+    folder.use("version")
+    with folder.room(FILES[0], (), may_displace=False) as has_room, folder.part() as part:
+        assert has_room
+        part.write_bytes(_content(FILES[0]))
+        folder.add(part, FILES[0])
+        for file, is_room in ((FILES[1], True), (File(FILES[1].name, SHARD_BYTES + 1), False)):
+            with folder.room(file, (FILES[0].name,), may_displace=False) as has_room:
+                assert has_room is is_room
+    folder.close()
 
 
 def _read_all(location: str, cache: Path, cache_bytes: int | None, results: Any) -> None:
