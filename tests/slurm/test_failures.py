@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,21 @@ from dit_scale.training.history import last_save, read_history
 from tests.end_to_end.conftest import draw_images, encode_settings
 from tests.end_to_end.runs import workers_of
 from tests.launch import run
-from tests.slurm.cluster import Cluster, Job
+from tests.slurm.cluster import NODES, Cluster, Job
 from tests.slurm.jobs import ENDLESS, contents, finish, has_gone_on, losses, settings, submit, write_config, write_site
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_site(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(autouse=True)
+def _a_failure_disturbs_no_other_test(cluster: Cluster) -> Iterator[None]:
+    yield
+    for node in NODES:
+        cluster.restore_power(node)
+    cluster.run("scancel", "--user=root")
 
 
 def endless(cluster: Cluster, site: Path, shards: Path, folder: Path, *overrides: str) -> Job:
