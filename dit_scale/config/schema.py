@@ -211,7 +211,7 @@ class EngineConfig:
     reduce_to_owners: bool | None = None
     """ZeRO 1, 2: send gradients to the rank that updates them alone, which halves traffic; null: if parts are large."""
     overlap_reduction: bool | None = None
-    """Reduce gradients beside the backward pass on GPUs; null: ZeRO 1, 2 if measured to take longer than it saves."""
+    """Reduce gradients beside backward on GPUs; null: at ZeRO 3, at 1 and 2 if a sum is measured to outlast a wait."""
     hierarchical_partitioning: bool = False
     """ZeRO 3 over nodes: each node keeps all parameters, so that backward gathers inside it (ZeRO++ hpZ)."""
     threads_per_rank: int | None = None

@@ -152,11 +152,10 @@ class Cache:
         """Return which shards must go for a new one, or None where those that may go do not suffice."""
         copies = [_Copy.of(path) for path in (self.folder / _SHARDS).glob("*")]
         desks = [desk for desk in self._place.glob(f"{_DESK}*") if not _is_abandoned(desk)]
-        taken = {copy.path.name: copy.num_bytes for copy in copies}
-        for reservation in (path for desk in desks for path in desk.glob(f"{_RESERVED}*")):
-            name = reservation.name.removeprefix(_RESERVED)  # it may have come a moment ago, and counts once
-            taken[name] = max(taken.get(name, 0), _Copy.of(reservation).num_bytes)
-        excess = sum(taken.values()) + num_bytes - (self._limit_bytes or 0)
+        reservations = [_Copy.of(path) for desk in desks for path in desk.glob(f"{_RESERVED}*")]
+        here = {(f"{_RESERVED}{copy.path.name}", copy.num_bytes) for copy in copies}  # perhaps come a moment ago
+        coming = sum(one.num_bytes for one in reservations if (one.path.name, one.num_bytes) not in here)
+        excess = sum(copy.num_bytes for copy in copies) + coming + num_bytes - (self._limit_bytes or 0)
         order = {quote(name, safe=""): place for place, name in enumerate(spared)}
         candidates = sorted((copy for copy in copies if copy.path.name not in order), key=lambda copy: copy.used)
         if may_displace:

@@ -44,14 +44,14 @@ class UpdateGate:
     """Stands before an engine's optimizer step; updates with a norm above a limit or without one do not pass."""
 
     def __init__(self, engine: Any, max_grad_norm: float | None = None):
-        """Longer gradients than ``max_grad_norm`` are shortened to it."""
+        """Gradients longer than ``max_grad_norm`` are shortened to it."""
         self._engine, self._max_grad_norm = engine, max_grad_norm
         self._stage: int = engine.zero_optimization_stage()
         self._adam: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
         self._limit = math.inf
         self._verdict: Verdict | None = None
         if self._stage in (1, 2):
-            self._offloaded_norm = engine.optimizer.scaled_global_norm
+            self._norm_of_deepspeed = engine.optimizer.scaled_global_norm
             engine.optimizer.scaled_global_norm = self._judge
             engine.optimizer.check_overflow = lambda **_: None  # a gradient that is not finite has no finite norm
         elif self._stage == 3:
@@ -76,9 +76,8 @@ class UpdateGate:
         passes = torch.isfinite(norm) & (norm <= self._limit)
         self._adam.found_inf = (~passes).float()
         if self._max_grad_norm:
-            self._adam.grad_scale = ((norm + 1e-6) / self._max_grad_norm).clamp(
-                min=1.0
-            )  # 1e-6 as in PyTorch's clipping
+            scale = (norm + 1e-6) / self._max_grad_norm  # as PyTorch's clipping has it
+            self._adam.grad_scale = scale.clamp(min=1.0)
         self._verdict = Verdict(norm, self._adam.found_inf)
         return 0.0
 
@@ -91,7 +90,7 @@ class UpdateGate:
             norms = torch.where(norms < 0, math.inf, norms)  # DeepSpeed's sign of one that is not finite
             return torch.linalg.vector_norm(norms)
         if self._engine.optimizer.cpu_offload:
-            norm: Tensor = self._offloaded_norm()
+            norm: Tensor = self._norm_of_deepspeed()
             return torch.where(norm < 0, math.inf, norm)
         # DeepSpeed's own copies each part of the gradient to fp64 for it.
         parts = [part for group in self._engine.optimizer.averaged_gradients.values() for part in group]

@@ -1,4 +1,4 @@
-"""A few numbers between host and device, for which the one does not stop and the other is not waited for."""
+"""Moves a few numbers between host and device without making either wait."""
 
 from functools import lru_cache
 from typing import Any

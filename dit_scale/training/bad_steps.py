@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dit_scale.config import TrainSection
+from dit_scale.distributed.gate import NOTHING_PASSES
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import NonFinite
 from dit_scale.training.metrics import Lines
@@ -39,9 +40,9 @@ class BadSteps:
         self._known = set(steps[0])
 
     def limit_at(self, step: int) -> float:
-        """Return the gradient norm above which the step is bad; below 0 where it is known to be."""
+        """Return the gradient norm above which the step is bad: none passes where it is known to be."""
         if step in self._known:
-            return -1.0
+            return NOTHING_PASSES
         factor = self._settings.spike_factor
         return factor * median(self._norms) if factor and len(self._norms) >= _FEWEST_NORMS else math.inf
 

@@ -238,17 +238,15 @@ class Trainer:
                 f"'{self.run_dir / BAD_STEPS}' first"
             )
         if policy == "roll_back":
-            raise _RollBack(step)
+            self.saving.finish()
+            found = find_last_good(self.checkpoints, self.world)
+            if found is not None:
+                raise _RollBack(step, found)
+            log.warning("no checkpoint to go back to from step %d: only its update is left out", step)
 
     def _go_back(self, bad: "_RollBack") -> None:
         """Load the last good checkpoint; the bad step is passed over when it comes again (collective)."""
-        self.saving.finish()
-        found = find_last_good(self.checkpoints, self.world)
-        if found is None:
-            log.warning("no checkpoint to go back to from step %d: only its update is left out", bad.step)
-            if self.reason is not None:
-                self._save(measured={})
-            return
+        found = bad.checkpoint
         self.state.restore(found)
         self.position = found.description.position
         self.bad_steps.go_back(found.description.grad_norms)
@@ -272,13 +270,14 @@ class Trainer:
 
     def _between_steps(self) -> None:
         """Measure, save and draw, as far as each follows this step (collective); asked to stop, save alone."""
+        begun = time.monotonic()
         step, ema, is_stopping = self.position.step, self.state.ema, self.reason is not None
         measured = {} if is_stopping else self.between_steps.measure(step, self.engine, ema, self.log)
         if self._is_save_due():
             self._save(measured)
         if not is_stopping:
             self.between_steps.draw(step, ema, self.log)
-        self.step_ended = time.monotonic()  # nothing of this is part of the next step's time
+        self.step_ended += time.monotonic() - begun  # nothing of this is part of the next step's time
 
     def _save(self, measured: dict[str, float]) -> None:
         """Save; what is written at the end is waited for."""
@@ -340,9 +339,9 @@ class Trainer:
 class _RollBack(Exception):
     """A bad step after which the run goes back to its last checkpoint; raised on every rank alike."""
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, checkpoint: Checkpoint):
         super().__init__(step)
-        self.step = step
+        self.step, self.checkpoint = step, checkpoint
 
 
 @dataclass(frozen=True)

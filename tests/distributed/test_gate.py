@@ -27,4 +27,4 @@ def test_steps_behind_the_gate_are_plain_pytorchs_and_the_host_reads_nothing() -
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_on_a_gpu_waits_for_nothing() -> None:
-    assert steps_of("cuda:0", 1)["1"]["reads"] == 0
+    assert [found["reads"] for found in steps_of("cuda:0", 1, 2).values()] == [0, 0]

@@ -69,6 +69,14 @@ def test_going_back_comes_to_the_same_state(poisoned: Path, skipped: Path, tmp_p
     assert [entry["step"] for entry in lines(run_dir / "metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
+def test_with_nothing_to_go_back_to_the_run_goes_on_and_is_saved(shards: Path, tmp_path: Path) -> None:
+    """The last step is the first one that is judged."""
+    overrides = ["train.spike_factor=0.5", "train.steps=21", "train.on_bad_step=roll_back"]
+    result = run([*settings(shards, tmp_path / "run", *overrides), "checkpoint.every_steps=1000"])
+    assert "no checkpoint to go back to from step 21: only its update is left out" in result.stderr
+    assert (tmp_path / "run" / "checkpoints" / "step-00000021" / "manifest.json").is_file()
+
+
 @pytest.mark.parametrize("override", ["train.on_bad_step=stop", "train.max_bad_steps=0"])
 def test_enough_is_enough(poisoned: Path, tmp_path: Path, override: str) -> None:
     result = run(settings(poisoned, tmp_path / "run", "data.verify=false", override), check=False)

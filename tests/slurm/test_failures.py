@@ -147,8 +147,8 @@ def test_what_would_come_again_is_not_requeued(cluster: Cluster, site: Path, sha
     job = endless(cluster, site, shards, tmp_path, "train.stesp=3")
     for name in ("nowhere", "diverging"):
         (tmp_path / name).mkdir()
-    settings = ("train.learning_rate=1e30", "train.warmup_steps=0", "train.on_bad_step=stop")
-    diverging = endless(cluster, site, shards, tmp_path / "diverging", *settings)
+    unstable = ("train.learning_rate=1e30", "train.warmup_steps=0", "train.on_bad_step=stop")
+    diverging = endless(cluster, site, shards, tmp_path / "diverging", *unstable)
     nowhere = submit(cluster, site, "train.sbatch", tmp_path / "nowhere", "quickstart")
     facts = job.wait()
     assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "0"), str(job)

@@ -62,6 +62,7 @@ class Loop:
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """Return a step cut into what it consists of, to be called in this order."""
+        self._verdict = None  # their EMA moves at once
         return {
             "forward and backward": lambda: compute_gradient(self.engine, self.problem, self.batch, self.plan),
             "optimizer": self.gate.step,

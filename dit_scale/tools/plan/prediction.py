@@ -28,7 +28,7 @@ UPDATE_BYTES = 54
 """A parameter's traffic in an update: master, moments and EMA read and written, the gradient read for its norm,
 converted and read again, bf16 weights written."""
 HOST_SECONDS = 10e-3
-"""Of a step's launches that the GPU waits for: about the update, and at a step's beginning."""
+"""Of a step's launches that the GPU waits for, measured while the host still waited for the gradient norm in each."""
 OFFLOAD_BANDWIDTH = 25e9
 """Bytes a second between host and GPU, each way."""
 CALL_SECONDS = 20e-6
