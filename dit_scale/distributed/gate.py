@@ -91,7 +91,7 @@ class UpdateGate:
             return torch.linalg.vector_norm(norms)
         if self._engine.optimizer.cpu_offload:
             norm: Tensor = self._norm_of_deepspeed()
-            return torch.where(norm < 0, math.inf, norm)
+            return norm
         # DeepSpeed's own copies each part of the gradient to fp64 for it.
         parts = [part for group in self._engine.optimizer.averaged_gradients.values() for part in group]
         norms = torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float32))
