@@ -25,6 +25,7 @@ from preprocessing.sources import Source, list_source, root_of
 from preprocessing.transforms import CENTRE_CROP
 
 PLAN_VERSION = 1
+_CLASS_NAMES = "class_names"
 _PLAN, _LISTING, _LOCK = "plan.json", "source.npy", "lock"
 CONFIG = "config.yaml"
 """The settings of the last encode, for a repair; not compared, since paths may change."""
@@ -48,10 +49,12 @@ def prepare(config: EncodeConfig) -> Job:
 
 def _prepare(config: EncodeConfig, source: Source) -> Job:
     output, state = Path(config.output), Path(config.output) / STATE_FOLDER
+    counted = {"source": {"images": len(source)}, "class_names": source.class_names}
     plan = _settings(config) | {"source": {"images": len(source), "digest": source.digest()}}
     found = _read_plan(state)
     if found is None and (output / MANIFEST_FILE).exists():
         raise InputError(f"output '{output}' holds shards without the plan they were made by; give another output")
+    _check_same(config, _settings(config) | counted, found)  # before the digest, which says less
     _check_same(config, plan, found)
     autoencoder = _obtain(config, source, is_planned=found is not None)
     latents = LatentSpec(
@@ -124,15 +127,22 @@ def _check_same(config: EncodeConfig, plan: dict[str, Any], found: dict[str, Any
     theirs = dict(_flat(found))
     for key, ours in _flat(plan):
         if theirs.get(key) != ours:
+            way_back = (
+                "give source.class_names (this output, once it has a manifest) to keep the order"
+                if key.startswith(_CLASS_NAMES)
+                else "set it back"
+            )
             raise InputError(
                 f"output '{config.output}' was begun with {key}={_short(theirs.get(key))}, now it is {_short(ours)}; "
-                f"set it back, give another output, or delete this one"
+                f"{way_back}, give another output, or delete this one"
             )
 
 
 def _flat(plan: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in plan.items():
-        if isinstance(value, dict):
+        if key == _CLASS_NAMES:
+            yield from _flat({str(label): name for label, name in enumerate(value)}, f"{key}.")
+        elif isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -18,6 +18,8 @@ class SourceConfig:
     """Labels of a flat folder or tar (a validation set): a line an image, LABEL in the names' order, or NAME LABEL."""
     class_names: str | None = None
     """Class order: a text file, a name a line, or another shard folder; null sorts the names (for ImageNet, wnids)."""
+    check_labels: bool = True
+    """Refuse classes that cannot be meant: splits, folders of folders, labels that count from 1; false takes them."""
     exif_rotation: bool = False
     """Turn images as their EXIF orientation says; the published recipe does not."""
 

@@ -34,9 +34,14 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def order_classes(found: Iterable[str], given: list[str] | None, where: str) -> list[str]:
-    """Return class names in the order of the labels: as given, where all that were found must be, or sorted."""
+    """Return class names in the order of the labels: as given, where all that were found must be, or sorted.
+
+    Names that are all whole numbers are sorted as numbers: 2 before 10.
+    """
     if given is None:
-        return sorted(set(found), key=to_bytes)
+        names = sorted(set(found), key=to_bytes)
+        numbers = {name: number for name in names if (number := as_number(name)) is not None}
+        return sorted(names, key=numbers.__getitem__) if len(numbers) == len(names) else names
     known = set(given)
     for name in found:
         if name not in known:

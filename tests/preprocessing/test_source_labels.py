@@ -201,12 +201,12 @@ def test_lists_with_mistakes_are_refused(tmp_path: Path, ending: str, entries: l
     [
         ("x.jsonl", '{"path": "a"', r"line 1 of '.*x.jsonl' is not JSON"),
         ("x.jsonl", '\n["a", 1]', r'line 2 of .* is \["a", 1\]; write {"path": …, "label": …}'),
-        ("x.jsonl", '{"path": "a"}', r"line 1 of .* has path 'a' and label None"),
-        ("x.jsonl", '{"path": "a", "label": true}', r"label True"),
+        ("x.jsonl", '{"path": "a"}', r"line 1 of .* has path 'a' and label nothing"),
+        ("x.jsonl", '{"path": "a", "label": true}', r"label true"),
         ("x.csv", "", r"names no column 'path'; begin it with the header path,label"),
         ("x.csv", "a/000.jpg,cat\n", r"names no column 'path'"),
         ("x.csv", "path,class\na/000.jpg,cat\n", r"names no column 'label'"),
-        ("x.csv", "path,label\na/000.jpg\n", r"has path 'a/000.jpg' and label None"),
+        ("x.csv", "path,label\na/000.jpg\n", r"has path 'a/000.jpg' and label nothing"),
     ],
 )
 def test_files_that_are_no_lists_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
