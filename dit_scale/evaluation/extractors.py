@@ -146,4 +146,4 @@ def _load(network: nn.Module, path: Path) -> None:
         raise InputError(f"weights '{path}' are not a file; give a local copy")
     weights = {name: value for name, value in read_weights(path).items() if not name.endswith(_TRAININGS)}
     unused = [name for name in network.state_dict() if name.endswith(_TRAININGS)]
-    load_strictly(network, weights, str(path), "give its own", may_lack=unused)
+    load_strictly(network, weights, str(path), "give this network's own", may_lack=unused)

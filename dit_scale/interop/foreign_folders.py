@@ -24,7 +24,7 @@ def refuse_folder(folder: Path) -> None:
         out = folder.with_name(f"{folder.name}.pt")
         command = _command("torch.distributed.checkpoint.format_utils", "dcp_to_torch", folder, out)
         raise InputError(
-            f"'{folder}' is a checkpoint of torch.distributed.checkpoint; {_IF_TRUSTED} {command} and give {out}"
+            f"'{folder}' is a checkpoint of torch.distributed.checkpoint; {_IF_TRUSTED} {command} and give '{out}'"
         )
     files = sorted(path.name for path in folder.glob("*") if path.suffix in _FILES)
     if files and not (folder / "model_index.json").is_file():
@@ -37,7 +37,7 @@ def refuse_folder(folder: Path) -> None:
 def refuse_part(path: Path) -> None:
     """Raise InputError, with what to do, for a file that is one part of such a folder."""
     if path.parent.name.startswith("step-") and (path.parent / "manifest.json").is_file():
-        raise InputError(f"'{path}' is a part of a checkpoint of dit-scale's own; give its folder, {path.parent}")
+        raise InputError(f"'{path}' is a part of a checkpoint of dit-scale's own; give its folder, '{path.parent}'")
     if path.suffix == ".distcp" or _ZERO_PART.fullmatch(path.name):
         refuse_folder(path.parent)
 
@@ -59,10 +59,10 @@ def _deepspeed(folder: Path) -> str | None:
         named = folder / latest.read_text().strip() if latest.is_file() else steps[-1]
         step = named if named in steps else steps[-1]
     if not any(step.glob("*_optim_states.pt")):
-        return f"give its file of weights, {sorted(step.glob('*_model_states.pt'))[0]}"
+        return f"give its file of weights, '{sorted(step.glob('*_model_states.pt'))[0]}'"
     out = root.with_name(f"{root.name}-fp32")
     command = _command("deepspeed.utils.zero_to_fp32", root, out, "-t", step.name)
-    return f"{_IF_TRUSTED} {command} and give {out / 'pytorch_model.bin'}"
+    return f"{_IF_TRUSTED} {command} and give '{out / 'pytorch_model.bin'}'"
 
 
 def _command(module: str, *words: object) -> str:

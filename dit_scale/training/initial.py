@@ -7,6 +7,7 @@ from torch import Tensor
 from dit_scale.checkpoint import open_whole, resolve, weights_of
 from dit_scale.errors import InputError
 from dit_scale.interop import load_into, read_weights, refuse_folder
+from dit_scale.interop.pipeline_folder import INDEX
 from dit_scale.models import DiT
 from dit_scale.training.state import EMA
 
@@ -19,6 +20,10 @@ def load_initial(model: DiT, init_from: str) -> None:
 def _weights_at(origin: Path) -> dict[str, Tensor]:
     if not origin.is_dir():
         return read_weights(origin)
+    if (origin / INDEX).is_file():
+        raise InputError(
+            f"init_from={origin} is a DiTPipeline's folder; run dit-scale import {origin} --out RUN and give RUN"
+        )
     try:
         resolve(origin)
     except InputError:
