@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dit_scale.errors import InputError
@@ -19,6 +18,7 @@ from dit_scale.interop.pipeline_names import (
     to_pipeline_names,
     to_published_names,
 )
+from dit_scale.weights import from_pretrained
 
 log = logging.getLogger(__name__)
 
@@ -116,16 +116,8 @@ def read_pipeline(folder: Path, class_names: Sequence[str] | None = None) -> Pip
 def _load_transformer(folder: Path) -> Any:
     from diffusers import DiTTransformer2DModel
 
-    try:
-        model, found = DiTTransformer2DModel.from_pretrained(
-            folder / "transformer", output_loading_info=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise InputError(f"'{folder / 'transformer'}' cannot be loaded ({reason}); copy it anew") from error
-    if missing := found["missing_keys"]:  # diffusers would fill them with noise
-        raise InputError(f"'{folder / 'transformer'}' holds no {sorted(missing)[0]}; copy it anew")
-    return model
+    path = folder / "transformer"
+    return from_pretrained(DiTTransformer2DModel, path, f"'{path}'", "copy the folder again", local_files_only=True)
 
 
 def _check_transformer(config: Mapping[str, Any], folder: Path) -> None:

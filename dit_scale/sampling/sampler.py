@@ -18,6 +18,7 @@ from dit_scale.errors import InputError, nearest
 from dit_scale.latents import LatentSpec
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling.drawing import SamplingSettings, decode, sample_latents
+from dit_scale.weights import load_trained
 
 AUTOENCODER_FOLDER = "autoencoder"
 """Where a run folder keeps what decoding needs."""
@@ -43,7 +44,7 @@ class Sampler:
         self.latents = LatentSpec.from_json(data["latent"])
         self.objective = objective_of(config.diffusion, config.model.learn_sigma)
         self.model = model_of(config.model, self.latents, len(self.class_names))
-        self.model.load_state_dict(weights_of(checkpoint, weights), strict=False)  # positions are fixed, not stored
+        load_trained(self.model, weights_of(checkpoint, weights), str(checkpoint.folder))
         self.model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
         if compile_blocks:
             self.model.compile_blocks()

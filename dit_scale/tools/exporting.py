@@ -20,6 +20,7 @@ from dit_scale.models import DiT
 from dit_scale.models.embeddings import sincos_positions
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
+from dit_scale.weights import check_names_and_shapes
 
 DIFFUSERS = "diffusers"
 FORMATS = (*FORMS, DIFFUSERS)
@@ -69,6 +70,7 @@ def _read(path: Path, kind: str) -> _Exported:
     found = weights_of(checkpoint, kind)
     if "pos_embed" not in found:  # fixed, so training does not save it
         found["pos_embed"] = sincos_positions(model.hidden_size, model.grid_side).float()
+    check_names_and_shapes(found, model.state_dict(), str(checkpoint.folder), "give another step-… of the run")
     weights = {name: found[name] for name in model.state_dict()}
     return _Exported(weights, model, config, latents, data["class_names"], checkpoint.folder.name)
 
