@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from dit_scale.classes import read_names
 from dit_scale.cli.arguments import add_config_command, floats, positive
 from dit_scale.config import EncodeConfig, load_config
 
@@ -90,8 +91,7 @@ def _convert(options: argparse.Namespace) -> None:
 def _index(options: argparse.Namespace) -> None:
     from dit_scale.tools.index import Description, index
 
-    names = tuple(options.class_names.read_text().split("\n")) if options.class_names else ()
-    class_names = tuple(name.strip() for name in names if name.strip())
+    class_names = read_names(options.class_names, "--class-names") if options.class_names else None
     description = Description(
         options.autoencoder, options.scale, options.shift, options.stored_scale, class_names, options.member
     )

@@ -30,8 +30,8 @@ class Request:
 
     out: Path
     num_samples: int
-    classes: Sequence[str] = ()
-    """Numbers or names; empty takes all."""
+    classes: Sequence[int] = ()
+    """Labels; empty takes all."""
     random_classes: bool = False
     """Draw each image's class instead of taking them in turn."""
     batch_size: int = 32
@@ -81,7 +81,7 @@ def _begin(sampler: Sampler, settings: SamplingSettings, request: Request, label
         for name in ("images", PROTOCOL, "labels.csv", "grid.png", "frames.png", "samples.npz"):
             remove(request.out / name)
         folder.mkdir()
-    classes = [sampler.class_names[label] for label in dict.fromkeys(labels)]
+    classes = [sampler.class_names.title(label) for label in dict.fromkeys(labels)]
     protocol = {
         **sampler.described(),
         **settings.described(sampler.objective),
@@ -147,12 +147,12 @@ def _finish(sampler: Sampler, settings: SamplingSettings, request: Request, labe
     rows = []
     for label in list(dict.fromkeys(labels))[:most_rows]:
         indices = [index for index, other in enumerate(labels) if other == label][:most_columns]
-        rows.append((names[label], [np.asarray(Image.open(_png(out / "images", index))) for index in indices]))
+        rows.append((names.title(label), [np.asarray(Image.open(_png(out / "images", index))) for index in indices]))
     write_png(labelled_grid(rows), out / "grid.png")
     if request.npz:
         write_npz([_png(out / "images", index) for index in range(len(labels))], out / "samples.npz")
     if request.num_frames:
         first = list(range(min(most_columns, len(labels))))
         frames = sampler.frames([labels[index] for index in first], first, settings, request.num_frames)
-        strips = [(names[labels[i]], [images[i] for _, images in frames]) for i in first]
+        strips = [(names.title(labels[i]), [images[i] for _, images in frames]) for i in first]
         write_png(labelled_grid(strips, headings=[done for done, _ in frames]), out / "frames.png")

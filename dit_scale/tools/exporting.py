@@ -9,6 +9,7 @@ from torch import Tensor
 from dit_scale.autoencoder import load_autoencoder
 from dit_scale.autoencoder.convolutional import ConvAutoencoder
 from dit_scale.checkpoint import open_whole, weights_of
+from dit_scale.classes import ClassNames
 from dit_scale.config import Config, config_from
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_folder, full_disk_explained, make_writable_folder
@@ -36,7 +37,7 @@ class _Exported:
     """Without weights: its numbers alone."""
     config: Config
     latents: LatentSpec
-    class_names: list[str]
+    class_names: ClassNames
     origin: str
 
 
@@ -70,7 +71,7 @@ def _read(path: Path, kind: str) -> _Exported:
     if "pos_embed" not in found:  # fixed, so training does not save it
         found["pos_embed"] = sincos_positions(model.hidden_size, model.grid_side).float()
     weights = {name: found[name] for name in model.state_dict()}
-    return _Exported(weights, model, config, latents, data["class_names"], checkpoint.folder.name)
+    return _Exported(weights, model, config, latents, ClassNames(data["class_names"]), checkpoint.folder.name)
 
 
 def _write_pipeline(exported: _Exported, path: Path, out: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dit_scale.autoencoder import Autoencoder, Identity, load_autoencoder, save_autoencoder
 from dit_scale.checkpoint import Description, Position, Retention, Saver, State
+from dit_scale.classes import ClassNames
 from dit_scale.config import Config, DataConfig, DiffusionConfig, ModelConfig, resolved
 from dit_scale.distributed.fragments import Fragment
 from dit_scale.distributed.runtime import World, process_group
@@ -46,7 +47,7 @@ class Unsaid:
     """For Gaussian diffusion; a pipeline's folder says it itself."""
     autoencoder: str | None = None
     latent_scale: tuple[float, ...] | None = None
-    class_names: tuple[str, ...] | None = None
+    class_names: ClassNames | None = None
     num_heads: int | None = None
 
 
@@ -79,17 +80,6 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
     print(f"{model.name}, {len(class_names)} classes, {said.objective}: in {out}; dit-scale sample {out} draws from it")
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read class names in the order of the labels, a name a line."""
-    try:
-        names = tuple(name for line in path.read_text().splitlines() if (name := line.strip()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class-names '{path}' cannot be read ({error}); give a text file, a name a line") from error
-    if not names:
-        raise InputError(f"--class-names '{path}' holds no name; write one a line")
-    return names
-
-
 def _read_folder(folder: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Unsaid]:
     """Return a pipeline's weights with positions, and what its folder says."""
     if unsaid.objective != "gaussian":
@@ -116,10 +106,10 @@ def _in_fp32(weights: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
     return {name: value.float().contiguous() for name, value in weights.items()}
 
 
-def _classes(architecture: Architecture, given: tuple[str, ...] | None, origin: str) -> tuple[list[str], bool]:
+def _classes(architecture: Architecture, given: ClassNames | None, origin: str) -> tuple[ClassNames, bool]:
     """Return class names, and whether the label table has a null label beside them."""
     rows = architecture.num_labels
-    names = [str(label) for label in range(rows - 1)] if given is None else list(given)
+    names = ClassNames(map(str, range(rows - 1))) if given is None else given
     if len(names) not in (rows - 1, rows):
         raise InputError(
             f"{len(names)} class names are given and '{origin}' has {rows} labels, the null label among them or not; "

@@ -126,13 +126,12 @@ def test_class_names_give_the_order(tmp_path: Path, flat: Path) -> None:
     with pytest.raises(InputError, match=r"class 'ant' of class folders of '.*' is not in .*; did you mean 'ants'"):
         _listed(tree, class_names=names)
     names.write_text("".join(f"{i:04d}\n" for i in range(1000)))
-    with pytest.raises(InputError, match=r"class 'ant' .* it begins with 0000, 0001, 0002, …") as caught:
+    with pytest.raises(InputError, match=r"class 'ant' .* which holds 0000, .*, … \(1000 in all\); add") as caught:
         _listed(tree, class_names=names)
     assert len(str(caught.value)) < 400
-    for text, message in (("a\nb\na\n", r"holds 'a' twice"), ("\n", r"holds no name")):
-        names.write_text(text)
-        with pytest.raises(InputError, match=message):
-            _listed(tree, class_names=names)
+    names.write_text("\n")
+    with pytest.raises(InputError, match=r"holds no name"):
+        _listed(tree, class_names=names)
     with pytest.raises(InputError, match=r"source.class_names '.*gone' cannot be read"):
         _listed(tree, class_names=tmp_path / "gone")
 
