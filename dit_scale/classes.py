@@ -35,10 +35,10 @@ class ClassNames(tuple[str, ...]):
             return self.label_named(text)
         others = [label for label in named if label != number]
         if number >= len(self):
-            fix = f"it is the name of {_labels(others)}: give that" if others else f"give 0 to {len(self) - 1}"
+            fix = f"it is the name of {in_words(others)}: give that" if others else f"give 0 to {len(self) - 1}"
             raise InputError(f"class {text} is not a number below {len(self)}, how many classes there are; {fix}")
         if others:
-            log.info("class %s is taken as label %s; the name '%s' has %s", text, text, text, _labels(others))
+            log.info("class %s is taken as label %s; the name '%s' has %s", text, text, text, in_words(others))
         return number
 
     def label_named(self, name: str) -> int:
@@ -47,7 +47,7 @@ class ClassNames(tuple[str, ...]):
         if len(found) == 1:
             return found[0]
         if found:
-            raise InputError(f"'{name}' is the name of {_labels(found)}; give the number")
+            raise InputError(f"'{name}' is the name of {in_words(found)}; give the number")
         hint = nearest(name, self._by_name)
         more = " --class takes a name with a comma" if "," in hint and "did you mean" in hint else ""
         raise InputError(f"no class is named '{name}'{hint}{more}")
@@ -104,8 +104,8 @@ def _grouped(names: Iterable[str]) -> dict[str, list[int]]:
     return groups
 
 
-def _labels(labels: list[int]) -> str:
-    """Say labels: label 3, or labels 134 and 517."""
+def in_words(labels: list[int]) -> str:
+    """Say some labels: label 3, or labels 134 and 517."""
     if len(labels) == 2:
         return f"labels {labels[0]} and {labels[1]}"
     return f"label{'s' if len(labels) > 1 else ''} {few(map(str, labels))}"

@@ -1,9 +1,10 @@
 """Errors that are told in one sentence: what the user can mend, and what went wrong around the program."""
 
 import difflib
+import json
 from collections.abc import Iterable
 
-_LONGEST_LIST = 200
+_LONGEST_LIST = 160
 """Characters."""
 
 
@@ -41,3 +42,8 @@ def few(names: Iterable[str]) -> str:
         if count and total > _LONGEST_LIST:
             return f"{', '.join(names[:count])}, … ({len(names)} in all)"
     return ", ".join(names)
+
+
+def shown(value: object) -> str:
+    """Return a value of a protocol for a sentence, a long list cut short."""
+    return f"[{few(map(json.dumps, value))}]" if isinstance(value, list) else json.dumps(value)

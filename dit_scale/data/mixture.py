@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from dit_scale.classes import ClassNames, as_number
+from dit_scale.classes import ClassNames, as_number, in_words
 from dit_scale.data.manifest import Manifest
-from dit_scale.errors import InputError, few, nearest
+from dit_scale.errors import InputError, nearest
 
 Renamed = Mapping[str, Mapping[str, str]]
 """``{folder: {class name there, or its label: class name here}}``."""
@@ -53,25 +53,23 @@ def _names_here(place: str, manifest: Manifest, renamed: Mapping[str, str]) -> l
         left = [label for label in labels if label not in new_names]
         if len(left) > 1:
             raise InputError(
-                f"'{place}' has {len(left)} classes named '{name}' (labels {few(map(str, left))}), and a mixture tells "
-                f"classes apart by name; give each a name by data.class_names={{'{place}': {{'{left[0]}': NAME, …}}}}"
+                f"'{place}' has {len(left)} classes named '{name}' ({in_words(left)}), and a mixture tells classes "
+                f"apart by name; give each a name by data.class_names={{'{place}': {{'{left[0]}': NAME, …}}}}"
             )
     return [new_names.get(label, name) for label, name in enumerate(manifest.class_names)]
 
 
 def _label_there(place: str, key: str, names: ClassNames) -> int:
     """Return the label that a key of data.class_names means: a name there, or else a label."""
-    labels = [label for label, name in enumerate(names) if name == key]
+    labels = names.labels_named(key)
     if not labels and (number := as_number(key)) is not None and number < len(names):
         return number
     if len(labels) == 1:
         return labels[0]
-    what = f"'{key}' of '{place}', which"
+    what = f"data.class_names renames '{key}' of '{place}', which"
     if labels:
-        raise InputError(
-            f"data.class_names renames {what} is the name of labels {few(map(str, labels))}; give the label"
-        )
-    raise InputError(f"data.class_names renames {what} has no such class{nearest(key, names)}")
+        raise InputError(f"{what} is the name of {in_words(labels)} there; give the label")
+    raise InputError(f"{what} has no such class{nearest(key, names)}")
 
 
 def _check_latents(manifests: Mapping[str, Manifest]) -> None:

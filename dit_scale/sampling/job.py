@@ -1,6 +1,7 @@
 """`dit-scale sample`: images shared among the ranks, and only those that are missing."""
 
 import csv
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch.distributed as dist
 from PIL import Image
 
+from dit_scale.checkpoint.averages import youth_of
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
 from dit_scale.files import atomic_write, full_disk_explained, make_writable_folder, remove
 from dit_scale.pictures import labelled_grid, write_png
@@ -19,6 +21,8 @@ from dit_scale.sampling.drawing import SamplingSettings
 from dit_scale.sampling.protocol import PROTOCOL, begin_or_go_on
 from dit_scale.sampling.sampler import Sampler
 from dit_scale.versions import versions
+
+log = logging.getLogger(__name__)
 
 _PNG_END = b"IEND\xaeB`\x82"
 _SECONDS_BETWEEN_LINES = 5.0
@@ -70,7 +74,10 @@ def start(path: Path, weights: str, decoder: str | None, precision: str, compile
     world = World.from_environment()
     device = device_of(world)
     set_threads(world)
-    return Sampler(path, device, weights, decoder, precision, compile_blocks), world
+    sampler = Sampler(path, device, weights, decoder, precision, compile_blocks)
+    if world.is_rank_zero and (said := youth_of(sampler.checkpoint, weights)):
+        log.warning("%s; --weights master draws with the trained weights", said)
+    return sampler, world
 
 
 def _begin(sampler: Sampler, settings: SamplingSettings, request: Request, labels: list[int]) -> list[int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dit_scale.autoencoder import Autoencoder, Identity, load_autoencoder, save_autoencoder
 from dit_scale.checkpoint import Description, Position, Retention, Saver, State
+from dit_scale.checkpoint.averages import EMA
 from dit_scale.classes import ClassNames
 from dit_scale.config import Config, DataConfig, DiffusionConfig, ModelConfig, resolved
 from dit_scale.distributed.fragments import Fragment
@@ -25,7 +26,6 @@ from dit_scale.models.presets import Preset
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
 from dit_scale.training.run_folder import write_config
-from dit_scale.training.state import EMA
 from dit_scale.versions import versions
 
 log = logging.getLogger(__name__)

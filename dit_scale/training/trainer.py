@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dit_scale.autoencoder import copy_decoder
 from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_good, open_whole
+from dit_scale.checkpoint.averages import EMA, youth_of
 from dit_scale.config import Config, resolved
 from dit_scale.data.loader import Batch
 from dit_scale.distributed.devices import memory_of
@@ -304,9 +305,16 @@ class Trainer:
             model = model_of(config.model, self.dataset.manifest.latents, len(self.dataset.class_names))
         if is_new_run and config.init_from is not None:
             origin = Path(config.init_from)
-            weights = open_whole(origin).whole("ema") if origin.is_dir() else read_weights(origin)
+            weights = self._average_of(origin) if origin.is_dir() else read_weights(origin)
             load_into(model, weights, config.init_from)
         return model
+
+    def _average_of(self, run: Path) -> dict[str, Tensor]:
+        """Return the EMA of another run, to begin with."""
+        checkpoint = open_whole(run)
+        if self.world.is_rank_zero and (said := youth_of(checkpoint, EMA)):
+            log.warning("%s; dit-scale export --weights master writes the trained weights, for init_from=FILE", said)
+        return checkpoint.whole(EMA)
 
     def _begin(self, found: Checkpoint | None, weights: dict[str, Tensor]) -> Position:
         """Load the checkpoint, or begin with initial weights; return where the run stands."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from dit_scale.classes import ClassNames, as_number, read_names
+from dit_scale.classes import ClassNames, as_number, in_words, read_names
 from dit_scale.errors import InputError, few, nearest
 from preprocessing.sources.names import to_bytes
 
@@ -27,7 +27,7 @@ def order_classes(found: Iterable[str], given: ClassNames | None, where: str) ->
     for name in found:
         if name in twice:
             raise InputError(
-                f"class '{name}' of {where} is the name of labels {few(map(str, twice[name]))} in source.class_names; "
+                f"class '{name}' of {where} is the name of {in_words(twice[name])} in source.class_names; "
                 f"give each label a name of its own there, and the images' classes the same names"
             )
         if name not in known:
@@ -76,7 +76,7 @@ def _check_numbers_are_names(numbers: Mapping[str, int], given: ClassNames, wher
         named = given.labels_named(text)
         if named != [number]:
             raise InputError(
-                f"label '{text}' of {where} may be number {number}, or the name of label {few(map(str, named))} in "
+                f"label '{text}' of {where} may be number {number}, or the name of {in_words(named)} in "
                 f"source.class_names; give names there that are not numbers"
             )
 
