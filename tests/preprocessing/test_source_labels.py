@@ -148,9 +148,7 @@ def test_equal_class_names_stay_apart(tmp_path: Path, flat: Path) -> None:
     write_tar(tar / "a.tar", [(f"{label}", picture(label), str(label)) for label in range(3)])
     source = _listed(tar, class_names=names)
     assert (source.class_names, _labels(source)) == (["crane", "bee", "crane"], [0, 1, 2])
-    refused = (
-        r"class 'crane' of .* is the name of labels 0 and 2 in source.class_names; give each label a name"
-    )
+    refused = r"class 'crane' of .* is the name of labels 0 and 2 in source.class_names; give each label a name"
     labels.write_text("bee\nbee\ncrane\n")
     with pytest.raises(InputError, match=refused):
         _listed(flat, labels=labels, class_names=names)
