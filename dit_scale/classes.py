@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 class ClassNames(tuple[str, ...]):
     """Names in the order of the labels; equal names are different classes (ImageNet's 134 and 517 are "crane")."""
 
-    def chosen(self, numbers_or_names: Iterable[str], only_names: Iterable[str] = ()) -> list[int]:
+    def asked_for(self, numbers_or_names: Iterable[str], only_names: Iterable[str] = ()) -> list[int]:
         """Return the labels that a user asks for; raises InputError where one is asked for twice."""
         asked = [(text, self.label_of(text)) for text in numbers_or_names]
         asked += [(name, self.label_named(name)) for name in only_names]

@@ -151,7 +151,10 @@ def _obtain(config: EncodeConfig, source: Source, is_planned: bool) -> Autoencod
         return load_autoencoder(str(output))
     if settings.name == PCACodec.KIND:
         return _fit(config, source)
-    return load_autoencoder(settings.name, revision=settings.revision)
+    try:
+        return load_autoencoder(settings.name, revision=settings.revision)
+    except InputError as error:
+        raise InputError(f"{error}, or autoencoder.name=pca, which needs neither") from error
 
 
 def _fit(config: EncodeConfig, source: Source) -> PCACodec:

@@ -80,8 +80,8 @@ def from_pretrained(name: str, revision: str | None, precision: Literal["fp32", 
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise InputError(
-            f"autoencoder '{name}' cannot be loaded ({reason}); give a hub name that this machine can reach, a local "
-            f"folder of a diffusers autoencoder, or autoencoder.name=pca, which needs neither"
+            f"autoencoder '{name}' cannot be loaded ({reason}); give a hub name that this machine can reach, or a "
+            f"local folder of a diffusers autoencoder"
         ) from error
     # A folder is named without its path, so that the same weights encoded elsewhere give the same manifest.
     return ConvAutoencoder(model, Path(name).name if Path(name).is_dir() else name, commit, precision)

@@ -36,6 +36,7 @@ def _add_inspect(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--out", type=Path, default=Path("inspect.png"), metavar="PNG", help="(default %(default)s)")
     command.add_argument("--num-classes", type=positive, default=8, metavar="N", help="rows (default %(default)s)")
     command.add_argument("--images-per-class", type=positive, default=4, metavar="N", help="(default %(default)s)")
+    command.add_argument("--cache", type=Path, metavar="DIR", help="for object storage; default: below $TMPDIR")
     command.set_defaults(run=_inspect)
 
 
@@ -79,7 +80,7 @@ def _verify(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from dit_scale.tools.inspect import inspect
 
-    inspect(options.folder, options.out, options.num_classes, options.images_per_class)
+    inspect(options.folder, options.out, options.num_classes, options.images_per_class, options.cache)
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -110,7 +110,7 @@ def _sample(options: argparse.Namespace) -> None:
     axes = [parse_axis(text) for text in options.grid_over]
     words = [word.strip() for word in options.classes.split(",") if word.strip()]
     sampler, world = start(options.path, options.weights, options.decoder, options.precision, options.compile)
-    classes = sampler.class_names.chosen(words, options.class_names)
+    classes = sampler.class_names.asked_for(words, options.class_names)
     if axes:
         labels = sampler.labels_of(classes, options.num_samples, options.seed if options.random_classes else None)
         draw_sheet(sampler, settings, labels, axes, options.out, world)

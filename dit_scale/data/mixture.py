@@ -41,7 +41,7 @@ def mix(manifests: Mapping[str, Manifest], renamed: Renamed | None = None) -> Mi
     class_names = ClassNames(dict.fromkeys(name for names in own_names.values() for name in names))
     return Mixture(
         class_names,
-        tuple(tuple(map(class_names.label_named, names)) for names in own_names.values()),
+        tuple(tuple(class_names.labels_named(name)[0] for name in names) for names in own_names.values()),
         _short_names(list(manifests)),
     )
 

@@ -148,7 +148,9 @@ def _autoencoder(architecture: Architecture, said: Unsaid) -> tuple[Autoencoder 
     except InputError as error:
         if name not in _KNOWN_SCALES:
             raise
-        log.warning("%s. The weights are imported without it; sampling looks for it again, or takes --decoder", error)
+        log.warning(
+            "%s. The weights are imported without it; dit-scale sample looks for it again, or takes --decoder", error
+        )
         identity: Identity = {"kind": "AutoencoderKL", "name": name, "revision": None, "sha256": None}
         return None, identity, LatentSpec(channels, size, said.latent_scale or (_KNOWN_SCALES[name],))
     if autoencoder.channels != channels:

@@ -123,7 +123,9 @@ def test_samples_of_every_label(trained: tuple[Path, str], tmp_path: Path, capfd
     assert "'crane' is the name of labels 0 and 2; give the number" in capfd.readouterr().err
 
 
-def test_a_young_average_is_told(trained: tuple[Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_young_average_is_told(
+    trained: tuple[Path, str], shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run_dir, said = trained
     young = "of decay 0.9999 it is 100% what the run began with, and more than 1% until update 46,050"
     assert said.count(f"previews and evaluations show the EMA: after 1 updates {young}") == 1
@@ -137,6 +139,9 @@ def test_a_young_average_is_told(trained: tuple[Path, str], tmp_path: Path, capl
         assert all(f"average '{weights}' of step-00000002 is young" in line for line in told)
         if weights == "ema":
             assert told[0].endswith(f"after 2 updates {young}; --weights master draws with the trained weights")
+    settings = [*TINY, f"run_dir={tmp_path / 'next'}", f"data.path={shards}", "train.steps=1", f"init_from={run_dir}"]
+    said = run(["train", "quickstart", *settings]).stderr
+    assert said.count(f"after 2 updates {young}; dit-scale export --weights master writes") == 1
 
 
 def test_every_module_that_reads_class_names_is_tried_with_two_of_one_name() -> None:
