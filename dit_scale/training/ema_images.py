@@ -23,7 +23,7 @@ class EMAImages:
 
     def __init__(self, config: Config, objective: Objective, dataset: LatentDataset, device: str):
         self.objective, self.latents, self.device = objective, dataset.manifest.latents, device
-        self.class_names = list(dataset.class_names)
+        self.class_names = dataset.class_names
         self.autoencoder: Autoencoder = load_autoencoder(
             dataset.manifest.autoencoder, folder=autoencoder_folder(dataset), device=device
         )

@@ -1,15 +1,18 @@
 """The weights that a new run begins with, where ``init_from`` names some."""
 
+import logging
 from pathlib import Path
 
 from torch import Tensor
 
 from dit_scale.checkpoint import open_whole, resolve, weights_of
+from dit_scale.checkpoint.averages import EMA, youth_of
 from dit_scale.errors import InputError
 from dit_scale.interop import load_into, read_weights, refuse_folder
 from dit_scale.interop.pipeline_folder import INDEX
 from dit_scale.models import DiT
-from dit_scale.training.state import EMA
+
+log = logging.getLogger(__name__)
 
 
 def load_initial(model: DiT, init_from: str) -> None:
@@ -29,4 +32,7 @@ def _weights_at(origin: Path) -> dict[str, Tensor]:
     except InputError:
         refuse_folder(origin)
         raise
-    return weights_of(open_whole(origin), EMA)
+    checkpoint = open_whole(origin)
+    if said := youth_of(checkpoint, EMA):  # at a level that rank zero alone shows
+        log.info("%s; dit-scale export --weights master writes the trained weights, for init_from=FILE", said)
+    return weights_of(checkpoint, EMA)

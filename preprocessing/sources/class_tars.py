@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from dit_scale.classes import ClassNames
 from dit_scale.errors import InputError
 from preprocessing.sources.archives import Member, members_of, tars_of
 from preprocessing.sources.classes import order_classes
@@ -19,7 +20,7 @@ class _ClassTar(NamedTuple):
     inner: Member | None
 
 
-def list_class_tars(path: Path, given: list[str] | None) -> tuple[list[str], Table]:
+def list_class_tars(path: Path, given: ClassNames | None) -> tuple[list[str], Table]:
     """List the images by class and name, with the rows and names that the unpacked class folders would give."""
     tars = sorted(_class_tars(path), key=lambda found: to_bytes(found.class_name))
     for one, other in pairwise(tars):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from dit_scale.classes import ClassNames
 from dit_scale.errors import InputError
 from preprocessing.sources.classes import number_labels, order_classes
 from preprocessing.sources.labels import read_labels
@@ -11,7 +12,7 @@ from preprocessing.sources.names import is_hidden, is_image, to_bytes
 from preprocessing.sources.table import WHOLE_FILE, Row, Table, table_of
 
 
-def list_folders(root: Path, given: list[str] | None) -> tuple[list[str], Table]:
+def list_folders(root: Path, given: ClassNames | None) -> tuple[list[str], Table]:
     """List the images anywhere below the class folders, folder by folder and by path."""
     with os.scandir(root) as entries:
         found = sorted((e.name for e in entries if e.is_dir() and not is_hidden(e.name)), key=to_bytes)
@@ -20,7 +21,7 @@ def list_folders(root: Path, given: list[str] | None) -> tuple[list[str], Table]
     return class_names, table_of(_row(path, labels[name]) for name in found for path in _images_below(root, name))
 
 
-def list_flat(root: Path, labels: Path, given: list[str] | None) -> tuple[list[str], Table]:
+def list_flat(root: Path, labels: Path, given: ClassNames | None) -> tuple[list[str], Table]:
     """List the images anywhere below a folder by path, with their labels from a file."""
     paths = _images_below(root, "")
     numbers, class_names = number_labels(read_labels(labels, paths), given, f"'{labels}'")

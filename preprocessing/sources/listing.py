@@ -3,6 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
+from dit_scale.classes import ClassNames
 from dit_scale.config import SourceConfig
 from dit_scale.errors import InputError
 from preprocessing.sources.archives import members_of, tars_of
@@ -43,7 +44,7 @@ def root_of(config: SourceConfig) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _listed(path: Path, format_: str, labels: Path | None, given: list[str] | None) -> tuple[list[str], Table]:
+def _listed(path: Path, format_: str, labels: Path | None, given: ClassNames | None) -> tuple[list[str], Table]:
     if format_ == "folders":
         return list_folders(path, given)
     if format_ == "flat" and labels:

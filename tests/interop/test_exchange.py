@@ -1,5 +1,6 @@
 """Weights there and back by the command line: golden weights in published form, and a real DiTPipeline of them."""
 
+import csv
 import functools
 import json
 import shutil
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dit_scale.autoencoder import PCACodec, save_autoencoder
 from dit_scale.checkpoint.layout import read_manifest, write_manifest
+from dit_scale.cli import main
 from dit_scale.errors import InputError
 from dit_scale.interop.pipeline_folder import read_pipeline
 from dit_scale.sampling.sampler import Sampler
@@ -153,6 +155,48 @@ def test_the_pca_codec_is_given_as_the_folder_that_keeps_it(tmp_path: Path) -> N
     save_autoencoder(PCACodec.fit([images], patch_size=2, channels=4), tmp_path)
     run(["import", WEIGHTS, "--num-heads", 4, "--autoencoder", tmp_path, "--out", tmp_path / "run"])
     assert (tmp_path / "run" / "autoencoder" / "autoencoder.safetensors").is_file()
+
+
+def test_equal_class_names_stay_apart(kl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the pipeline's folder and back; and each label can be drawn."""
+    names = ["crane", "tench, Tinca tinca", *(f"class {label}" for label in range(2, 8)), "crane", "3"]
+    (tmp_path / "names").write_text("\n".join(names))
+    given = ["--num-heads", "4", "--autoencoder", str(kl), "--class-names", str(tmp_path / "names")]
+    main(["import", str(WEIGHTS), *given, "--out", str(tmp_path / "a")])
+    main(["export", str(tmp_path / "a"), "--to", "diffusers", "--out", str(tmp_path / "pipeline")])
+    main(["import", str(tmp_path / "pipeline"), "--out", str(tmp_path / "b")])
+    index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
+    assert index["id2label"] == {str(label): name for label, name in enumerate(names)}
+    draw = ["sample", str(tmp_path / "b"), "--num-sampling-steps", "1", "--num-samples", "10", "--batch-size", "10"]
+
+    def drawn(*options: str) -> list[tuple[str, str]]:
+        out = tmp_path / "-".join(("drawn", *options)).replace(" ", "")
+        main([*draw, *options, "--out", str(out)])
+        with (out / "labels.csv").open() as file:
+            return [(row["label"], row["class"]) for row in csv.DictReader(file)]
+
+    def refused(*options: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([*draw, *options, "--out", str(tmp_path / "refused")])
+        assert stopped.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert drawn() == [(str(label), name) for label, name in enumerate(names)]
+    assert drawn("--classes", "9,8") == [("9", "3"), ("8", "crane")] * 5
+    assert drawn("--class", "tench, Tinca tinca", "--class", "3") == [("1", "tench, Tinca tinca"), ("9", "3")] * 5
+    assert "'crane' is the name of labels 0 and 8; give the number" in refused("--classes", "crane")
+    assert "class 10 is not a number below 10" in refused("--classes", "10")
+    main([*draw, "--classes", "0", "--out", str(tmp_path / "one")])
+    assert json.loads((tmp_path / "one" / "protocol.json").read_text())["classes"] == ["crane (0)"]
+    again = [*draw, "--classes", "8", "--out", str(tmp_path / "one")]
+    with pytest.raises(SystemExit):
+        main(again)
+    assert 'classes was ["crane (0)"] and is ["crane (8)"]' in capsys.readouterr().err
+    index["id2label"] = {"a": "crane"}
+    (tmp_path / "pipeline" / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(SystemExit):
+        main(["import", str(tmp_path / "pipeline"), "--out", str(tmp_path / "c")])
+    assert "does not number the classes 0, 1, …; give --class-names FILE" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_sentence(imported: Path, pipeline_folder: Path, kl: Path, tmp_path: Path) -> None:
