@@ -161,7 +161,8 @@ def _obtain(config: EncodeConfig, source: Source, is_planned: bool) -> Autoencod
         return load_autoencoder(str(output))
     if settings.name == PCACodec.KIND:
         return _fit(config, source)
-    return load_autoencoder(settings.name, revision=settings.revision)
+    or_else = ", or autoencoder.name=pca, which needs neither"
+    return load_autoencoder(settings.name, revision=settings.revision, or_else=or_else)
 
 
 def _fit(config: EncodeConfig, source: Source) -> PCACodec:

@@ -20,6 +20,14 @@ def _add_sample(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     command.add_argument("--num-samples", type=positive, default=16, metavar="N", help="images (default %(default)s)")
     command.add_argument("--classes", default="", metavar="A,B", help="numbers or names, in turn; default: all")
+    command.add_argument(
+        "--class",
+        dest="class_names",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="one more class, by a name that may hold commas or be a number; may be given several times",
+    )
     command.add_argument("--random-classes", action="store_true", help="draw each image's class, not in turn")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="(default %(default)s)")
     command.add_argument(
@@ -100,8 +108,9 @@ def _sample(options: argparse.Namespace) -> None:
         tuple(_solver_option(text) for text in options.solver_option),
     )
     axes = [parse_axis(text) for text in options.grid_over]
-    classes = [name.strip() for name in options.classes.split(",") if name.strip()]
+    words = [word.strip() for word in options.classes.split(",") if word.strip()]
     sampler, world = start(options.path, options.weights, options.decoder, options.precision, options.compile)
+    classes = sampler.class_names.asked_for(words, options.class_names)
     if axes:
         labels = sampler.labels_of(classes, options.num_samples, options.seed if options.random_classes else None)
         draw_sheet(sampler, settings, labels, axes, options.out, world)

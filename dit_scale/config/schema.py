@@ -120,7 +120,7 @@ class DataConfig:
     path: Any = MISSING
     """Shard folder, here or in object storage (s3://…); or several, each with its share: {folder: weight, …}."""
     class_names: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Classes of several folders to rename, {folder: {its name: name here}}; equal names are one class."""
+    """Classes of several folders to rename, {folder: {its name or label: name here}}; equal names are one."""
     held_out_fraction: float = 0.0
     """Part of the records, chosen by the hash of their keys, kept from training for the validation loss."""
     mirror: bool = True

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dit_scale.classes import ClassNames
 from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
 from dit_scale.data.statistics import LatentStatistics
 from dit_scale.data.storage import LocalStorage, Storage
@@ -78,7 +79,7 @@ class Manifest:
     autoencoder: dict[str, Any]
     """Identity of the autoencoder, which is kept beside the shards."""
     transform: Transform
-    class_names: tuple[str, ...]
+    class_names: ClassNames
     """In the order of the labels; for ImageNet the wnids."""
     statistics: LatentStatistics
     rejected: int
@@ -174,6 +175,7 @@ def _parse(content: dict[str, Any], path: str) -> Manifest:
             transform=Transform(**content.pop("transform")),
             statistics=LatentStatistics(**_with_tuples(statistics)),
             shards=tuple(ShardEntry(**shard) for shard in content.pop("shards")),
+            class_names=ClassNames(content.pop("class_names")),
             **_with_tuples(content),
         )
     except (KeyError, TypeError, AttributeError) as error:

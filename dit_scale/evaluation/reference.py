@@ -111,7 +111,7 @@ def _from_statistics(path: Path, extractor: Extractor, cache: Path | None, batch
     if not extractor.spatial_width:
         raise InputError(
             f"reference '{path}' holds statistics of Inception, which features of {extractor.name} cannot be compared "
-            f"with; give --weights with Inception's, or a reference of images"
+            f"with; give Inception's --weights (in a run: evaluation.weights), or a reference of images"
         )
     values = _read_statistics(path, {"mu": extractor.width, "mu_s": extractor.spatial_width})
     pool = Gaussian(values["mu"], values["sigma"])

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
+from dit_scale.classes import ClassNames, as_number
 from dit_scale.errors import InputError
 from dit_scale.interop.architecture import Architecture
 from dit_scale.interop.pipeline_names import (
@@ -19,6 +19,7 @@ from dit_scale.interop.pipeline_names import (
     to_pipeline_names,
     to_published_names,
 )
+from dit_scale.weights import from_pretrained
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Pipeline:
     noise: Noise
     latent_scale: float | None
     """None where the folder leaves it to the autoencoder's class."""
-    class_names: tuple[str, ...]
+    class_names: ClassNames
 
 
 def write_pipeline(
@@ -108,7 +109,7 @@ def read_pipeline(folder: Path, class_names: Sequence[str] | None = None) -> Pip
     transformer = _load_transformer(folder)
     config = transformer.config
     weights = to_published_names(transformer.state_dict(), config.num_layers, str(folder))
-    names = tuple(class_names or _own_names(index, folder) or map(str, range(config.num_embeds_ada_norm)))
+    names = ClassNames(class_names or _own_names(index, folder) or map(str, range(config.num_embeds_ada_norm)))
     weights = cut_labels(weights, len(names), str(folder))
     return Pipeline(weights, config.sample_size, config.num_attention_heads, noise, latent_scale, names)
 
@@ -116,16 +117,8 @@ def read_pipeline(folder: Path, class_names: Sequence[str] | None = None) -> Pip
 def _load_transformer(folder: Path) -> Any:
     from diffusers import DiTTransformer2DModel
 
-    try:
-        model, found = DiTTransformer2DModel.from_pretrained(
-            folder / "transformer", output_loading_info=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise InputError(f"'{folder / 'transformer'}' cannot be loaded ({reason}); copy it anew") from error
-    if missing := found["missing_keys"]:  # diffusers would fill them with noise
-        raise InputError(f"'{folder / 'transformer'}' holds no {sorted(missing)[0]}; copy it anew")
-    return model
+    path = folder / "transformer"
+    return from_pretrained(DiTTransformer2DModel, path, f"'{path}'", "copy the folder again", local_files_only=True)
 
 
 def _check_transformer(config: Mapping[str, Any], folder: Path) -> None:
@@ -184,10 +177,11 @@ def _has_our_betas(config: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
 
 def _own_names(index: Mapping[str, Any], folder: Path) -> list[str]:
     """Return the class names in the order of the labels; none where the folder has none."""
-    names = {int(label): str(name) for label, name in (index.get("id2label") or {}).items()}
-    if sorted(names) != list(range(len(names))):
+    names = index.get("id2label") or {}
+    by_label = {as_number(label): str(name) for label, name in names.items()} if isinstance(names, Mapping) else {}
+    if len(by_label) != len(names) or any(label not in by_label for label in range(len(names))):
         raise InputError(f"id2label of '{folder / INDEX}' does not number the classes 0, 1, …; give --class-names FILE")
-    return [names[label] for label in range(len(names))]
+    return [by_label[label] for label in range(len(names))]
 
 
 def _json(path: Path) -> dict[str, Any]:

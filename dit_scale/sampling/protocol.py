@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dit_scale.errors import InputError
+from dit_scale.errors import InputError, shown
 from dit_scale.files import write_json
 
 PROTOCOL = "protocol.json"
@@ -35,8 +35,8 @@ def begin_or_go_on(folder: Path, protocol: dict[str, Any]) -> None:
     for key in sorted(protocol.keys() | (before or {}).keys()):
         if before is not None and key not in _MAY_DIFFER and before.get(key) != protocol.get(key):
             raise InputError(
-                f"'{folder}' holds images of another protocol: {key} was {json.dumps(before.get(key))} and is "
-                f"{json.dumps(protocol.get(key))}; give another --out, or --overwrite"
+                f"'{folder}' holds images of another protocol: {key} was {shown(before.get(key))} and is "
+                f"{shown(protocol.get(key))}; give another --out, or --overwrite"
             )
     if before is not None and before["num_samples"] > protocol["num_samples"]:
         raise InputError(

@@ -71,7 +71,7 @@ def draw_sheet(
     write_json(
         out / "sheet.json",
         sampler.described()
-        | {"labels": [sampler.class_names[label] for label in labels]}
+        | {"labels": [sampler.class_names.title(label) for label in labels]}
         | {"cells": [cell.described(sampler.objective) for cell in cells]},
     )
     print(f"{len(cells)} x {len(labels)} images in {out / SHEET}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dit_scale.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
+from dit_scale.classes import ClassNames
 from dit_scale.data.foreign import Sample, samples, sha256_and_size
 from dit_scale.data.manifest import FILE_NAME, Manifest, ShardEntry, StoredArray, Transform
 from dit_scale.data.shards import is_sidecar, write_sidecar
@@ -29,7 +30,8 @@ class Description:
     shift: tuple[float, ...] | None = None
     stored_scale: float = 1.0
     """What the stored latents were multiplied by already."""
-    class_names: tuple[str, ...] = ()
+    class_names: ClassNames | None = None
+    """In the order of the labels; None takes the numbers."""
     member: str = "npy"
     """Ending of the members that hold the latents."""
 
@@ -104,7 +106,7 @@ class _Scan:
                 f"no tar holds a member KEY.{self._description.member} with a label; give the right --member"
             )
         description, channels, size = self._description, self._autoencoder.channels, self._shape[-1]
-        names = description.class_names or tuple(str(label) for label in range(self._labels + 1))
+        names = description.class_names or ClassNames(map(str, range(self._labels + 1)))
         if self._labels >= len(names):
             raise InputError(f"label {self._labels} occurs, but there are {len(names)} class names; give them all")
         return Manifest(

@@ -52,6 +52,9 @@ def _choice(path: Path, shape: AttentionShape, device: torch.device, dtype: torc
     write_json(path, {"setting": setting, "seconds": found, "chosen": chosen})
     times = ", ".join(f"{name} {1000 * value:.3f} ms" for name, value in found.items() if isinstance(value, float))
     log.info("attention: %s, the fastest of %s (forward and backward of a block)", chosen, times)
+    for name, why in found.items():
+        if isinstance(why, str):
+            log.info("attention: %s does not run here: %s", name, why)
     return chosen
 
 

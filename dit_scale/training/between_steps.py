@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from dit_scale.checkpoint.averages import youth
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
 from dit_scale.distributed.runtime import World
@@ -26,7 +27,7 @@ class BetweenSteps:
         self, config: Config, dataset: LatentDataset, problem: Problem, world: World, device: str, phases: Phases
     ):
         """Raises InputError for settings that do not fit, before the first step."""
-        self._config, self._phases = config, phases
+        self._config, self._phases, self._is_told = config, phases, not world.is_rank_zero
         validation, evaluation, preview = config.validation, config.evaluation, config.preview
         self._validation = Validation(dataset, problem, config, world) if validation.every_steps else None
         needs_images = evaluation.every_steps or preview.every_steps
@@ -50,6 +51,7 @@ class BetweenSteps:
             measured["validation_loss"] = loss
             run_log.validation(step, loss, self._validation.num_images)
         if self._evaluation is not None and self._evaluates(step):
+            self._tell_youth(ema)
             with self._phases("evaluation"):
                 metrics = self._evaluation.scores(ema, step)
             measured |= metrics
@@ -60,6 +62,7 @@ class BetweenSteps:
         """Draw the preview that follows this step (collective); a full disk stops no training."""
         if self._preview is None or not self._draws(step):
             return
+        self._tell_youth(ema)
         with self._phases("preview"):
             try:
                 run_log.picture(self._preview.draw(ema, step), step)
@@ -67,6 +70,18 @@ class BetweenSteps:
                 if not is_full(error):
                     raise
                 log.error("no room for the preview of step %d; training goes on", step)
+
+    def _tell_youth(self, ema: ShardedEMA) -> None:
+        """Say once, on rank zero, that the images show what the run began with rather than what it has learnt."""
+        if self._is_told:
+            return
+        self._is_told = True
+        if said := youth(self._config.train.ema_decay, ema.num_updates):
+            log.warning(
+                "previews and evaluations show the EMA: %s; dit-scale sample --weights master shows the trained "
+                "weights, and a smaller train.ema_decay forgets the start sooner",
+                said,
+            )
 
     def _validates(self, step: int) -> bool:
         return bool(self._validation) and step % self._config.validation.every_steps == 0

@@ -15,6 +15,7 @@ from dit_scale.recipe import model_of
 from dit_scale.sampling import SamplingSettings, decode, sample_latents
 from dit_scale.training.data import autoencoder_folder
 from dit_scale.training.ema import ShardedEMA
+from dit_scale.weights import load_trained
 
 
 class EMAImages:
@@ -22,7 +23,7 @@ class EMAImages:
 
     def __init__(self, config: Config, objective: Objective, dataset: LatentDataset, device: str):
         self.objective, self.latents, self.device = objective, dataset.manifest.latents, device
-        self.class_names = list(dataset.class_names)
+        self.class_names = dataset.class_names
         self.autoencoder: Autoencoder = load_autoencoder(
             dataset.manifest.autoencoder, folder=autoencoder_folder(dataset), device=device
         )
@@ -40,7 +41,7 @@ class EMAImages:
     def gather(self, ema: ShardedEMA) -> DiT:
         """Return a model with the whole average on every rank (collective)."""
         model = model_of(self._model, self.latents, len(self.class_names)).to(self.device).eval()
-        model.load_state_dict(ema.gather(self.device), strict=False)  # positions are fixed, not averaged
+        load_trained(model, ema.gather(self.device), "ema of this run")
         return model
 
     def draw(self, model: DiT, labels: Sequence[int], indices: Sequence[int], settings: SamplingSettings) -> np.ndarray:

@@ -46,7 +46,7 @@ class Preview:
             everyone = {index: image for part in parts for index, image in part.items()}
             names = self._images.class_names
             rows = [
-                (names[self._labels[first]], [everyone[first + i] for i in range(self._per_class)])
+                (names.title(self._labels[first]), [everyone[first + i] for i in range(self._per_class)])
                 for first in range(0, len(self._labels), self._per_class)
             ]
             self._folder.mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from dit_scale.classes import ClassNames
 from dit_scale.errors import InputError
 from preprocessing.sources.archives import Member, members_of, tars_of
 from preprocessing.sources.classes import order_classes
@@ -21,7 +22,7 @@ class _ClassTar(NamedTuple):
 
 
 def list_class_tars(
-    path: Path, given: list[str] | None, is_checked: bool, left_out: LeftOut
+    path: Path, given: ClassNames | None, is_checked: bool, left_out: LeftOut
 ) -> tuple[list[str], Table]:
     """List the images by class and name, with the rows and names that the unpacked class folders would give.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
 
+from dit_scale.classes import ClassNames
 from dit_scale.errors import InputError
 from preprocessing.sources.classes import number_labels, order_classes
 from preprocessing.sources.labels import read_labels
@@ -15,7 +16,7 @@ from preprocessing.sources.table import WHOLE_FILE, Row, Table, table_of
 OUTSIDE = "images outside the class folders"
 
 
-def list_folders(root: Path, given: list[str] | None, is_checked: bool, left_out: LeftOut) -> tuple[list[str], Table]:
+def list_folders(root: Path, given: ClassNames | None, is_checked: bool, left_out: LeftOut) -> tuple[list[str], Table]:
     """List the images anywhere below the class folders, folder by folder and by path.
 
     Raises InputError for folders that are probably no classes where ``is_checked``; names that are given are classes.
@@ -49,7 +50,7 @@ def _class_folders(root: Path, left_out: LeftOut) -> list[str]:
     return sorted(folders, key=to_bytes)
 
 
-def list_flat(root: Path, labels: Path, given: list[str] | None, left_out: LeftOut) -> tuple[list[str], Table]:
+def list_flat(root: Path, labels: Path, given: ClassNames | None, left_out: LeftOut) -> tuple[list[str], Table]:
     """List the images anywhere below a folder by path, with their labels from a file."""
     paths = _images_below(root, "", left_out)
     numbers, class_names = number_labels(read_labels(labels, paths), given, f"'{labels}'")

@@ -22,13 +22,13 @@ def is_wnid(name: str) -> bool:
     return re.fullmatch(r"n[0-9]{8}", name) is not None
 
 
-def described(class_names: Sequence[str]) -> str | None:
+def described(names: Sequence[str]) -> str | None:
     """Return whether 1,000 classes named like wnids are ILSVRC2012's, or None for other classes."""
-    if len(class_names) != NUM_CLASSES or not all(map(is_wnid, class_names)):
+    if len(names) != NUM_CLASSES or not all(map(is_wnid, names)):
         return None
-    if _digest(class_names) == _DIGEST:
+    if _digest(names) == _DIGEST:
         return "the classes are ILSVRC2012's 1,000, in their usual order"
-    if _digest(sorted(class_names)) == _DIGEST:
+    if _digest(sorted(names)) == _DIGEST:
         return "the classes are ILSVRC2012's 1,000, but not in their usual order, which is that of the sorted wnids"
     return "the classes are 1,000 wnids, but not ILSVRC2012's"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from dit_scale.errors import InputError
+from dit_scale.errors import InputError, few
 from preprocessing.sources.ilsvrc import is_wnid
 from preprocessing.sources.names import is_hidden, is_image, is_tar
 
@@ -36,9 +36,8 @@ def check_not_splits(names: Sequence[str], path: Path) -> None:
     """Raise InputError where all classes, or several of them, are named as splits; one among others may be a train."""
     splits = [name for name in names if _SPLIT.fullmatch(name)]
     if splits and (len(splits) == len(names) or len(splits) > 1):
-        raise InputError(
-            f"the classes of '{path}' would be splits ({_few(splits)}){_meant(path)} ({_TAKE} them as classes)"
-        )
+        named = few(f"'{name}'" for name in splits)
+        raise InputError(f"the classes of '{path}' would be splits ({named}){_meant(path)} ({_TAKE} them as classes)")
 
 
 def check_class_folder(root: Path, name: str, paths: Sequence[bytes]) -> None:
@@ -136,8 +135,3 @@ def _is_block(folder: Path) -> bool:
 def _is_training(name: str) -> bool:
     found = _SPLIT.fullmatch(name)
     return found is not None and found["kind"].lower().startswith("train")
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    return f"{shown}, …" if len(names) > 3 else shown

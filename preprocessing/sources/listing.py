@@ -3,6 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
+from dit_scale.classes import ClassNames
 from dit_scale.config import SourceConfig
 from dit_scale.errors import InputError
 from preprocessing.sources.archives import members_of, tars_of
@@ -54,7 +55,7 @@ def root_of(config: SourceConfig) -> Path:
 
 
 def _listed(
-    path: Path, format_: str, config: SourceConfig, given: list[str] | None, left_out: LeftOut
+    path: Path, format_: str, config: SourceConfig, given: ClassNames | None, left_out: LeftOut
 ) -> tuple[list[str], Table]:
     labels = Path(config.labels) if config.labels else None
     if format_ == "folders":

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dit_scale.classes import ClassNames
 from dit_scale.errors import InputError
 from preprocessing.sources.classes import number_labels
 from preprocessing.sources.names import LeftOut, ending_of, is_image, is_list, tidy, to_bytes
@@ -37,7 +38,7 @@ class _Entry(NamedTuple):
     line: int
 
 
-def list_listed(path: Path, given: list[str] | None, left_out: LeftOut) -> tuple[list[str], Table]:
+def list_listed(path: Path, given: ClassNames | None, left_out: LeftOut) -> tuple[list[str], Table]:
     """List the images that a file names, by path; paths are relative to the file's folder, other columns are ignored.
 
     An absolute path is refused: the listing, and so the shards' plan, must not depend on where the images lie.

@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from preprocessing.sources.classes import as_number
+from dit_scale.classes import ClassNames, as_number
+from dit_scale.errors import few
 from preprocessing.sources.folders import OUTSIDE
 from preprocessing.sources.foreign import foreign_below
 from preprocessing.sources.ilsvrc import described
 from preprocessing.sources.names import LeftOut
 from preprocessing.sources.table import Source
 
-_SHOWN = 5
+_KINDS_SHOWN = 5
 
 
 def summary(source: Source) -> str:
@@ -36,7 +37,7 @@ def nothing_in(path: Path, left_out: LeftOut) -> str:
 
 
 def _lines(source: Source) -> Iterator[str]:
-    names, counts = source.class_names, source.images_per_class()
+    names, counts = ClassNames(source.class_names), source.images_per_class()
     of_classes = f"found {_plural(len(source), 'image')} of {_plural(len(names), 'class', 'classes')}"
     if len(names) == 1:
         yield f"{of_classes}, '{names[0]}'"
@@ -45,13 +46,13 @@ def _lines(source: Source) -> Iterator[str]:
         least, most = int(present[counts[present].argmin()]), int(counts.argmax())
         yield f"{of_classes}, from '{names[0]}' (label 0) to '{names[-1]}' (label {len(names) - 1})"
         yield (
-            f"the smallest class with images has {int(counts[least]):,} ('{names[least]}'), the largest "
-            f"{int(counts[most]):,} ('{names[most]}')"
+            f"the smallest class with images has {int(counts[least]):,} ('{names.title(least)}'), the largest "
+            f"{int(counts[most]):,} ('{names.title(most)}')"
         )
     if known := described(names):
         yield known
-    if empty := [names[label] for label in (counts == 0).nonzero()[0]]:
-        yield f"without an image: {_plural(len(empty), 'class', 'classes')}, {_few(empty)}"
+    if empty := [f"'{names.title(int(label))}'" for label in (counts == 0).nonzero()[0]]:
+        yield f"without an image: {_plural(len(empty), 'class', 'classes')}, {few(empty)}"
     if other := _other_number(names):
         yield other
     if left_out := _counted(source.left_out):
@@ -75,14 +76,9 @@ def _but(left_out: LeftOut) -> str:
 def _counted(left_out: LeftOut) -> str:
     """Return the counts, the highest first, of all kinds of files."""
     kinds = [(kind, count) for kind, count in left_out.most_common() if count]
-    others = sum(count for _, count in kinds[_SHOWN:])
-    shown = [*kinds[:_SHOWN], ("others", others)] if others else kinds
+    others = sum(count for _, count in kinds[_KINDS_SHOWN:])
+    shown = [*kinds[:_KINDS_SHOWN], ("others", others)] if others else kinds
     return ", ".join(f"{kind} ({count:,})" for kind, count in shown)
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN])
-    return f"{shown}, …" if len(names) > _SHOWN else shown
 
 
 def _plural(count: int, one: str, many: str = "") -> str:

@@ -6,9 +6,10 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
+from dit_scale.classes import ClassNames, as_number
 from dit_scale.errors import InputError
 from preprocessing.sources.archives import Member, members_of, tars_of
-from preprocessing.sources.classes import as_number, name_numbers, number_labels
+from preprocessing.sources.classes import name_numbers, number_labels
 from preprocessing.sources.labels import read_labels
 from preprocessing.sources.names import LeftOut, is_image, kind_of, to_bytes
 from preprocessing.sources.table import Row, Table, table_of
@@ -16,7 +17,7 @@ from preprocessing.sources.table import Row, Table, table_of
 _Split = Callable[[str], tuple[str | None, str | None]]
 
 
-def list_tars(path: Path, given: list[str] | None, left_out: LeftOut) -> tuple[list[str], Table]:
+def list_tars(path: Path, given: ClassNames | None, left_out: LeftOut) -> tuple[list[str], Table]:
     """List the samples of webdataset tars: tars by name, samples as they come; labels are numbers."""
     from webdataset.tariterators import base_plus_ext  # imports torch, which processes that decode must not
 
@@ -24,7 +25,7 @@ def list_tars(path: Path, given: list[str] | None, left_out: LeftOut) -> tuple[l
     return name_numbers(int(table["label"].max(initial=-1)), given, f"'{path}'"), table
 
 
-def list_plain_tars(path: Path, labels: Path, given: list[str] | None, left_out: LeftOut) -> tuple[list[str], Table]:
+def list_plain_tars(path: Path, labels: Path, given: ClassNames | None, left_out: LeftOut) -> tuple[list[str], Table]:
     """List the images of tars by tar and name, with their labels from a file; what else the tars hold is counted."""
     rows = [row for tar in tars_of(path) for row in plain_rows(tar, None, tar.name, -1, left_out)]
     numbers, class_names = number_labels(read_labels(labels, [row.name for row in rows]), given, f"'{labels}'")

@@ -262,11 +262,17 @@ def test_a_summary_never_prints_a_thousand_names(tmp_path: Path) -> None:
         (tmp_path / "class-7" / f"x.kind{number}").touch()
     source = _listed(_write(tmp_path, "class-7/x.png", "class-8/x.png", "class-8/y.png"))
     assert "the smallest class with images has 1 ('class-7'), the largest 2 ('class-8')" in summary(source)
-    assert "without an image: 298 classes, 'class-0', 'class-1', 'class-10', 'class-100', 'class-101', …" in summary(
-        source
-    )
+    assert "without an image: 298 classes, 'class-0', 'class-1', 'class-10', 'class-100', " in summary(source)
     assert "others (45)" in summary(source)
     assert len(summary(source)) < 500
+
+
+def test_classes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [(str(i), picture(i), str(label)) for i, label in enumerate((2, 0, 2))])
+    (tmp_path / "names").write_text("crane\ntench\ncrane\ncrane\n")
+    said = summary(_listed(tmp_path / "x.tar", class_names=str(tmp_path / "names")))
+    assert "the smallest class with images has 1 ('crane (0)'), the largest 2 ('crane (2)')" in said
+    assert "without an image: 2 classes, 'tench', 'crane (3)'" in said
 
 
 def test_ilsvrc2012_is_known_by_its_thousand_wnids(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dit_scale.classes import ClassNames
 from dit_scale.data.manifest import Manifest, ShardEntry, StoredArray, Transform, read_manifest
 from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
 from dit_scale.data.shards import Record, shard_name, write_shard
@@ -39,7 +40,7 @@ def write_synthetic(folder: Path, num_records: int, mirrors: int) -> Manifest:
         stored=StoredArray(),
         autoencoder={"kind": "synthetic", "name": "synthetic", "revision": None, "sha256": "0" * 64},
         transform=Transform("synthetic", 256),
-        class_names=tuple(str(label) for label in range(_NUM_CLASSES)),
+        class_names=ClassNames(map(str, range(_NUM_CLASSES))),
         statistics=sums.statistics(),
         rejected=0,
         shards=tuple(entries),
