@@ -1,6 +1,5 @@
 """Sets of images to judge: a folder, or an .npz that is read in pieces; uint8 [N, H, W, 3] batches in a fixed order."""
 
-import json
 import zipfile
 from abc import ABC, abstractmethod
 from collections import deque
@@ -14,11 +13,11 @@ from PIL import Image
 from xxhash import xxh3_64
 
 from dit_scale.errors import InputError
+from dit_scale.sampling.protocol import PROTOCOL, read_protocol
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 ARRAY = "arr_0"
 """The member of an .npz that holds the images, as in ADM's."""
-PROTOCOL = "protocol.json"
 _THREADS = 8
 """Decoders of images; Pillow lets other threads run meanwhile."""
 
@@ -175,13 +174,9 @@ def file_digest(path: Path) -> str:
 
 def own_protocol(images: ImageSet) -> dict[str, Any] | None:
     """Return what ``dit-scale sample`` wrote down beside images of its making, or None."""
-    places = [images.path] if images.path.is_dir() and images.path.name != "images" else [images.path.parent]
-    for place in places:
-        try:
-            return json.loads((place / PROTOCOL).read_text())
-        except (OSError, ValueError):
-            continue
-    return None
+    is_folder = images.path.is_dir() and images.path.name != "images"
+    place = images.path if is_folder else images.path.parent
+    return read_protocol(place, "put it right, or move it away if it is of something else")
 
 
 def _read(file: Path) -> np.ndarray:

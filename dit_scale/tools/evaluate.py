@@ -1,14 +1,14 @@
 """`dit-scale evaluate`: how far samples are from real images; a table, and a JSON that says how it was measured."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.table import Table
 
 from dit_scale.distributed.runtime import World, device_of, set_threads
+from dit_scale.documents import read_document
 from dit_scale.errors import InputError
 from dit_scale.evaluation import (
     Evaluator,
@@ -70,16 +70,13 @@ def evaluate(
     print(f"written to {out}", flush=True)
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text())
-        if isinstance(result["metrics"], dict) and isinstance(result["protocol"], dict):
-            return result
-        raise KeyError("metrics")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"'{path}' is not a result of dit-scale evaluate ({error}); give an {RESULT} that it wrote"
-        ) from error
+class _Result(TypedDict):
+    metrics: dict[str, float]
+    protocol: dict[str, Any]
+
+
+def _read_result(path: Path) -> _Result:
+    return read_document(path, _Result, "a result of dit-scale evaluate", f"give an {RESULT} that it wrote")
 
 
 def _default_out(images: ImageSet) -> Path:
