@@ -16,6 +16,7 @@ from dit_scale.data.storage import LocalStorage, Storage
 from dit_scale.documents import Misfit, fitted, parsed
 from dit_scale.errors import InputError
 from dit_scale.files import write_json
+from dit_scale.kinds import GZIP, TAR, ZIP, kind_of
 from dit_scale.latents import LatentSpec
 
 FILE_NAME = "manifest.json"
@@ -119,6 +120,8 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a shard folder, or raise InputError saying why there is none that can be trusted."""
+    if folder.is_file():
+        raise InputError(f"'{folder}' is {kind_of(folder)}, not a shard folder; {_what_takes(folder)}")
     if not folder.is_dir():
         raise InputError(f"shard folder '{folder}' does not exist; dit-scale encode makes one")
     path = folder / FILE_NAME
@@ -136,6 +139,25 @@ def manifest_in(storage: Storage) -> Manifest:
     except FileNotFoundError as error:
         raise InputError(_no_manifest(storage.location)) from error
     return parse_manifest(content, f"{storage.location}/{FILE_NAME}")
+
+
+def _what_takes(file: Path) -> str:
+    """Say what makes a shard folder of a file, or where its own is."""
+    kind = kind_of(file)
+    if (file.parent / FILE_NAME).is_file():
+        return f"give the folder that it lies in, '{file.parent}'"
+    if kind == TAR:
+        return (
+            "of images: dit-scale encode takes it as source.path; of latents (KEY.npy with KEY.cls): put it into a "
+            "folder, run dit-scale index on that folder, and give the folder"
+        )
+    if kind in (ZIP, GZIP):
+        how = "python -m zipfile -e" if kind == ZIP else "tar xf"
+        return f"unpack it ({how}); dit-scale encode makes shards of images, dit-scale index of tars of latents"
+    return (
+        "dit-scale encode makes shards of images; latents go into tars (KEY.npy with KEY.cls), of which "
+        "dit-scale index makes a shard folder"
+    )
 
 
 def _no_manifest(folder: object) -> str:
