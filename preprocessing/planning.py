@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from dit_scale.autoencoder import FILE_NAME as AUTOENCODER_FILE
 from dit_scale.autoencoder import Autoencoder, PCACodec, load_autoencoder, save_autoencoder
 from dit_scale.config import EncodeConfig, to_yaml
 from dit_scale.data.manifest import FILE_NAME as MANIFEST_FILE
+from dit_scale.documents import read_document
 from dit_scale.errors import Failure, InputError
 from dit_scale.files import atomic_write, exclusive_lock, make_writable_folder, write_json
 from dit_scale.latents import LatentSpec
@@ -112,12 +113,27 @@ def _settings(config: EncodeConfig) -> dict[str, Any]:
     }
 
 
+class _Latents(TypedDict):
+    channels: int
+    size: int
+    scale: list[float]
+    shift: list[float]
+
+
+class _Plan(TypedDict):
+    version: int
+    transform: str
+    identity: dict[str, Any]
+    latents: _Latents
+    class_names: list[str]
+
+
 def _read_plan(state: Path) -> dict[str, Any] | None:
     path = state / _PLAN
-    try:
-        return json.loads(path.read_bytes()) if path.exists() else None
-    except ValueError as error:
-        raise InputError(f"'{path}' is not a plan ({error}); give another output, or delete this one") from error
+    if not path.exists():
+        return None
+    fix = "give another output, or delete this one"
+    return cast(dict[str, Any], read_document(path, _Plan, "the plan of an encoding", fix))
 
 
 def _check_same(config: EncodeConfig, plan: dict[str, Any], found: dict[str, Any] | None) -> None:

@@ -7,7 +7,7 @@ in the run folders that learnt from them, so that decoding later needs no networ
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -15,6 +15,7 @@ from safetensors.torch import save
 from dit_scale.autoencoder.base import Autoencoder, Identity
 from dit_scale.autoencoder.convolutional import ConvAutoencoder, load_convolutional, model_class_of
 from dit_scale.autoencoder.pca import PCACodec
+from dit_scale.documents import parsed
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write
 from dit_scale.weights import load_strictly
@@ -96,11 +97,28 @@ def _read(path: Path, expected: Identity | None, precision: Literal["fp32", "bf1
     return autoencoder
 
 
+class _Identity(TypedDict):
+    kind: str
+    name: str
+    revision: str | None
+    sha256: str | None
+
+
+class _Description(TypedDict):
+    identity: _Identity
+    settings: dict[str, Any]
+
+
 def _describe(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"'{path}' is missing; copy it from the shard folder, where dit-scale encode wrote it")
     try:
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()[_KEY])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"'{path}' is not a whole autoencoder file ({error}); copy it from the shards anew") from error
+            metadata = file.metadata() or {}
+        if _KEY not in metadata:
+            raise ValueError(f"expected a description under '{_KEY}' in its metadata, found none")
+        return cast(dict[str, Any], parsed(metadata[_KEY], _Description))
+    except (SafetensorError, ValueError) as error:
+        raise InputError(
+            f"'{path}' is not a whole autoencoder file ({error}); copy it from the shards again"
+        ) from error

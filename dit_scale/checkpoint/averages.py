@@ -34,7 +34,7 @@ def youth(decay: float, updates: int) -> str | None:
     share = decay**updates
     if share <= YOUNG:
         return None
-    enough = math.ceil(math.log(YOUNG) / math.log(decay)) if decay > 0.0 else 1
+    enough = math.ceil(math.log(YOUNG) / math.log(decay)) if 0.0 < decay < 1.0 else 1
     return (
         f"after {updates:,} updates of decay {decay:g} it is {share:.0%} what the run began with, and more than "
         f"{YOUNG:.0%} until update {enough:,}"

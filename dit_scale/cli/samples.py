@@ -52,7 +52,8 @@ def _add_solver(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="ddpm (default), ddim, dpm-solver++; for flows heun (default), euler, midpoint, dopri5, sde",
     )
-    group.add_argument("--num-sampling-steps", type=positive, default=50, metavar="N", help="(default %(default)s)")
+    text = "steps, one fewer than the points of SiT's ODE (default %(default)s)"
+    group.add_argument("--num-sampling-steps", type=positive, default=50, metavar="N", help=text)
     group.add_argument(
         "--solver-option",
         action="append",

@@ -139,10 +139,19 @@ def _read_yaml(path: Path) -> Any:
     try:
         loaded = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"config '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+        if not str(error).startswith("Invalid loaded object type"):  # a number, which OmegaConf takes for no YAML
+            raise InputError(f"config '{path}' is not YAML ({_what_is_wrong(error)}); put it right there") from error
+        loaded = None
     if not OmegaConf.is_dict(loaded):
         raise InputError(f"config '{path}' is not a mapping of keys to values; write it as key: value lines")
     return loaded
+
+
+def _what_is_wrong(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"  # type: ignore[attr-defined]
 
 
 def _check_ranges(config: Any) -> None:

@@ -59,11 +59,11 @@ def sample(sampler: Sampler, settings: SamplingSettings, request: Request, world
     with process_group(world, sampler.device):
         dist.broadcast_object_list(missing, src=0)
         batch_size = min(request.batch_size, len(labels))
-        with full_disk_explained(f"'{request.out}'"):
+        with full_disk_explained(request.out):
             _write_images(sampler, labels, settings, folder, batch_size, missing[0], world)
         dist.barrier()
     if world.is_rank_zero:
-        with full_disk_explained(f"'{request.out}'"):
+        with full_disk_explained(request.out):
             _finish(sampler, settings, request, labels)
         have = f", {len(labels) - len(missing[0])} of them there before" if len(missing[0]) < len(labels) else ""
         print(f"{len(labels)} images in {folder}{have}; a grid of them in {request.out / 'grid.png'}")

@@ -60,7 +60,7 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
     ``source`` is a published .pt, a .safetensors or the folder of a DiTPipeline. Raises InputError where it is
     something else or a number is missing that nobody gave.
     """
-    with atomic_folder(out) as folder, full_disk_explained(f"'{out.parent}'", "which begins anew"):
+    with atomic_folder(out) as folder, full_disk_explained(out.parent, "which begins anew"):
         weights, said = _read_folder(source, unsaid) if source.is_dir() else (_read_file(source, unsaid), unsaid)
         weights = _in_fp32(weights, str(source))
         architecture = architecture_of(weights, str(source))

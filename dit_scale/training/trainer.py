@@ -68,7 +68,7 @@ def train(config: Config, stop: StopRequest) -> None:
     plan_batches(config.train, world.world_size)  # refuse early what cannot be split
     with ExitStack() as stack:
         recorder = Recorder(Path(config.run_dir), world, config.engine.zero_stage)
-        stack.enter_context(full_disk_explained(f"run folder '{config.run_dir}'"))
+        stack.enter_context(full_disk_explained(config.run_dir, name="run folder"))
         if world.is_rank_zero:
             stack.enter_context(run_folder.only_writer(Path(config.run_dir)))
             stack.enter_context(recorder)

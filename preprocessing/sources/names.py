@@ -4,7 +4,8 @@ import os
 from collections import Counter
 from pathlib import PurePosixPath
 
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"})
+from dit_scale.image_files import IMAGE_ENDINGS
+
 LIST_ENDINGS = frozenset({".jsonl", ".csv"})
 _LONGEST_ENDING = 12
 

@@ -51,11 +51,11 @@ def _follow(sentence: str, number: int) -> Source:
     ("name", "content", "what"),
     [
         ("x.zip", _zip_of(TREE), "is a zip archive"),
-        ("x.tar.gz", gzip.compress(tar_of(TREE)), "is compressed by gzip"),
-        ("x.tgz", gzip.compress(tar_of(TREE)), "is compressed by gzip"),
-        ("x.tar.bz2", bz2.compress(tar_of(TREE)), "is compressed by bzip2"),
-        ("x.tar.xz", lzma.compress(tar_of(TREE)), "is compressed by xz"),
-        ("x.tar", gzip.compress(tar_of(TREE)), "is compressed by gzip"),
+        ("x.tar.gz", gzip.compress(tar_of(TREE)), "is a gzip-compressed file"),
+        ("x.tgz", gzip.compress(tar_of(TREE)), "is a gzip-compressed file"),
+        ("x.tar.bz2", bz2.compress(tar_of(TREE)), "is a bzip2-compressed file"),
+        ("x.tar.xz", lzma.compress(tar_of(TREE)), "is an xz-compressed file"),
+        ("x.tar", gzip.compress(tar_of(TREE)), "is a gzip-compressed file"),
     ],
 )
 def test_archives_are_unpacked_as_the_sentence_says(tmp_path: Path, name: str, content: bytes, what: str) -> None:
@@ -76,12 +76,15 @@ def test_compressed_samples_become_a_tar(tmp_path: Path) -> None:
     [
         (b"PAR1" + bytes(8), r"is a Parquet table, .*docs/data.md shows under \"Sources that are not read\""),
         (b"ARROW1" + bytes(8), r"is an Arrow table"),
-        (_zip_of({"arr_0.npy": b""}), r"is a zip archive without images, which is not read as a source: give images"),
-        (b"\x93NUMPY" + bytes(8), r"is a numpy array"),
+        (
+            _zip_of({"arr_0.npy": b""}),
+            r"is an .npz archive, which is not read .*: write its images to class folders",
+        ),
+        (b"\x93NUMPY" + bytes(8), r"is a .npy array"),
         (b"\x89HDF\r\n\x1a\n", r"is an HDF5 file"),
-        (b"\x28\xb5\x2f\xfd" + bytes(8), r"is compressed by zstd"),
-        (IMAGE, r"is one image, .* give the folder of class folders it lies in"),
-        (encoded(picture(0), "JPEG"), r"is one image"),
+        (b"\x28\xb5\x2f\xfd" + bytes(8), r"is a zstd-compressed file"),
+        (IMAGE, r"is an image, .* give the folder of class folders it lies in"),
+        (encoded(picture(0), "JPEG"), r"is an image"),
         (b"some text", r"is not a whole, uncompressed tar"),
     ],
 )
@@ -98,7 +101,7 @@ def test_a_folder_of_tables_or_archives_is_named_by_the_first(tmp_path: Path) ->
     (tmp_path / "data").mkdir()
     for number in range(3):
         (tmp_path / "data" / f"train-{number}.parquet").write_bytes(b"PAR1" + bytes(8))
-    assert re.search(r"holds no image; 'data/train-0.parquet' in it is a Parquet table", _refusal(tmp_path))
+    assert re.search(r"holds no image; 'data/train-0.parquet' is a Parquet table", _refusal(tmp_path))
 
 
 def test_a_flat_folder_is_told_how_to_give_labels(tmp_path: Path) -> None:
@@ -116,6 +119,6 @@ def test_a_source_without_images_says_what_there_is(tmp_path: Path) -> None:
     for name in ("a.avif", "b.avif", ".c"):
         (tmp_path / "ant" / name).touch()
     np.save(tmp_path / "ant" / "d.npy", np.zeros(3))
-    assert "'ant/d.npy' in it is a numpy array" in _refusal(tmp_path)
+    assert "'ant/d.npy' is a .npy array" in _refusal(tmp_path)
     (tmp_path / "ant" / "d.npy").unlink()
     assert "holds no image (but .avif (2), hidden files (1)); images lie in class folders" in _refusal(tmp_path)
