@@ -31,12 +31,13 @@ class EMAImages:
 
     def check(self, settings: SamplingSettings, section: str) -> None:
         """Raise InputError now rather than at the first image where settings of a configuration section do not fit."""
-        settings.solver_for(self.objective)
-        if settings.cfg_scale != 1 and not self._model.label_dropout:
-            raise InputError(
-                f"{section}.cfg_scale={settings.cfg_scale} guides, but model.label_dropout=0 leaves no null label to "
-                f"guide with; give {section}.cfg_scale=1"
-            )
+        model, classes = self._model, len(self.class_names)
+        channels = self.latents.channels
+        null_label = classes if model.label_dropout else None
+        try:
+            settings.check(self.objective, channels, (1 + model.learn_sigma) * channels, null_label)
+        except InputError as error:
+            raise InputError(f"{section}: {error}") from error
 
     def gather(self, ema: ShardedEMA) -> DiT:
         """Return a model with the whole average on every rank (collective)."""

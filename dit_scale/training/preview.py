@@ -28,9 +28,7 @@ class Preview:
         if wrong := [label for label in classes if not 0 <= label < count]:
             raise InputError(f"preview.classes has {wrong[0]}; the data's classes are 0 to {count - 1}")
         self._labels = [label for label in classes for _ in range(self._per_class)]
-        self._settings = SamplingSettings(
-            preview.solver, preview.num_sampling_steps, preview.cfg_scale, seed=config.seed
-        )
+        self._settings = SamplingSettings.of(preview, config.seed)
         images.check(self._settings, "preview")
 
     def draw(self, ema: ShardedEMA, step: int) -> Path:
