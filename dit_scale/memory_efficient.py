@@ -7,7 +7,6 @@ share a process, but the loader must find the first before xformers is imported,
 import ctypes
 import functools
 import importlib.util
-import json
 import logging
 import re
 from contextlib import suppress
@@ -75,10 +74,11 @@ def _cuda_runtime() -> Path | None:
     if xformers is None or nvidia is None or not xformers.submodule_search_locations:
         return None
     try:
-        built = json.loads(Path(xformers.submodule_search_locations[0], "cpp_lib.json").read_text())
-        name = f"libcudart.so.{int(built['version']['cuda']) // 100}"
-    except (OSError, ValueError, KeyError, TypeError):  # built for no CUDA, or without its binary
+        built = Path(xformers.submodule_search_locations[0], "cpp_lib.json").read_text()
+    except OSError:  # it was installed without its binary
         return None
+    cuda = re.search(r'"cuda": *(\d+)', built)  # 1208 is 12.8
+    name = f"libcudart.so.{int(cuda[1]) // 100}" if cuda else "none"
     folders = (Path(folder, "cuda_runtime", "lib") for folder in nvidia.submodule_search_locations or ())
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 

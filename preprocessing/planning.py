@@ -14,7 +14,7 @@ import torch
 
 from dit_scale.autoencoder import FILE_NAME as AUTOENCODER_FILE
 from dit_scale.autoencoder import Autoencoder, PCACodec, load_autoencoder, save_autoencoder
-from dit_scale.config import EncodeConfig, to_yaml
+from dit_scale.config import EncodeConfig, to_yaml, unused_names
 from dit_scale.data.manifest import FILE_NAME as MANIFEST_FILE
 from dit_scale.documents import read_document
 from dit_scale.errors import Failure, InputError
@@ -100,8 +100,7 @@ def _settings(config: EncodeConfig) -> dict[str, Any]:
     settings = asdict(config.autoencoder)
     if Path(config.autoencoder.name).is_dir():
         settings["name"] = Path(config.autoencoder.name).resolve().name
-    if config.autoencoder.name != PCACodec.KIND:
-        settings = {key: value for key, value in settings.items() if not key.startswith("pca_")}
+    settings = {key: value for key, value in settings.items() if key not in unused_names(config.autoencoder)}
     return {
         "version": PLAN_VERSION,
         "image_size": config.image_size,
@@ -183,11 +182,6 @@ def _obtain(config: EncodeConfig, source: Source, is_planned: bool) -> Autoencod
 
 def _fit(config: EncodeConfig, source: Source) -> PCACodec:
     settings = config.autoencoder
-    if config.image_size % settings.pca_patch_size:
-        raise InputError(
-            f"image_size={config.image_size} is not divisible by autoencoder.pca_patch_size={settings.pca_patch_size}; "
-            f"change either"
-        )
     count = min(len(source), settings.pca_fit_images)
     indices = (i * len(source) // count for i in range(count))
     with decoder_for(config, source) as decoder:

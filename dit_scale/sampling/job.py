@@ -50,7 +50,7 @@ class Request:
 
 def sample(sampler: Sampler, settings: SamplingSettings, request: Request, world: World) -> None:
     """Write ``out/images/000000.png`` …, labels.csv, protocol.json and a labelled grid (collective)."""
-    settings.solver_for(sampler.objective)
+    sampler.check(settings)
     seed = settings.seed if request.random_classes else None
     labels = sampler.labels_of(request.classes, request.num_samples, seed)
     folder = request.out / "images"

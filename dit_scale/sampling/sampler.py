@@ -59,6 +59,11 @@ class Sampler:
                 f"{self.latents.channels}; give a decoder that belongs to the encoder that they were made with"
             )
 
+    def check(self, settings: SamplingSettings) -> None:
+        """Raise InputError where settings do not fit the model, before anything is drawn."""
+        model = self.model
+        settings.check(self.objective, self.latents.channels, model.out_channels, model.null_label)
+
     def images(self, labels: Sequence[int], indices: Sequence[int], settings: SamplingSettings) -> np.ndarray:
         """Return images, uint8 [N, S, S, 3]."""
         return decode(self._latents(labels, indices, settings), self.latents, self.autoencoder)

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dit_scale.documents import Misfit, fitted
@@ -63,6 +64,8 @@ class Status:
     last_end: dict[str, Any] | None
     """The last end written down: cause, step, time, saved, error."""
     validation_loss: float | None
+    troubles: list[str]
+    """What failed beside training since the last start, the first of each kind."""
 
 
 class _Metrics(Step):
@@ -136,6 +139,7 @@ def look(run_dir: Path) -> Status:
         starts=len(attempts),
         last_end=next((attempt.end for attempt in reversed(attempts) if attempt.end), None),
         validation_loss=validation[-1]["validation_loss"] if validation else None,
+        troubles=[_trouble(event) for event in (attempts[-1].troubles if attempts else [])],
     )
 
 
@@ -175,7 +179,7 @@ def _table(found: Status) -> Table:
     table = Table(show_header=False, title=found.run_dir)
     for name, value in _rows(found).items():
         if value:
-            table.add_row(name, value)
+            table.add_row(name, escape(value))
     return table
 
 
@@ -194,7 +198,13 @@ def _rows(found: Status) -> dict[str, str | None]:
         "starts": str(found.starts),
         "why it last stopped": _last_end(found.last_end),
         "validation loss": f"{found.validation_loss:.5f}" if found.validation_loss is not None else None,
+        "beside training": "\n".join(found.troubles),
     }
+
+
+def _trouble(event: dict[str, Any]) -> str:
+    where = f" at step {event['step']}" if event.get("step") is not None else ""
+    return f"{event.get('what')} failed{where}: {event.get('error')}"
 
 
 def _last_end(end: dict[str, Any] | None) -> str | None:

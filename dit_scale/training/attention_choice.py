@@ -15,6 +15,7 @@ from dit_scale.files import write_json
 from dit_scale.models import DiT
 from dit_scale.models.attention import BACKENDS
 from dit_scale.models.kernel_timing import AttentionShape, fastest, seconds_of_backends
+from dit_scale.training.conveniences import Conveniences
 
 ATTENTION = "attention.json"
 """In a run folder: what each kernel took, and which was chosen; read again where the device and the shape are these."""
@@ -28,7 +29,13 @@ class _Chosen(TypedDict):
 
 
 def settle_attention(
-    model: DiT, batch_size: int, device: torch.device, dtype: torch.dtype, run_dir: Path, world: World
+    model: DiT,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    run_dir: Path,
+    world: World,
+    conveniences: Conveniences,
 ) -> None:
     """Set ``model.attention`` to the fastest kernel where ``auto`` leaves it open and there are several (collective).
 
@@ -37,12 +44,14 @@ def settle_attention(
     if model.attention != "auto" or device.type != "cuda":  # on a CPU a rule decides: see choose_backend
         return
     shape = AttentionShape.of(model, batch_size)
-    chosen = [_choice(run_dir / ATTENTION, shape, device, dtype) if world.is_rank_zero else ""]
+    chosen = [_choice(run_dir / ATTENTION, shape, device, dtype, conveniences) if world.is_rank_zero else ""]
     dist.broadcast_object_list(chosen, src=0)
     model.attention = chosen[0]
 
 
-def _choice(path: Path, shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> str:
+def _choice(
+    path: Path, shape: AttentionShape, device: torch.device, dtype: torch.dtype, conveniences: Conveniences
+) -> str:
     """Return the kernel that the run chose before on such a device, or measure and write it down."""
     setting = {
         "device": memory_of(str(device)).name,
@@ -55,7 +64,8 @@ def _choice(path: Path, shape: AttentionShape, device: torch.device, dtype: torc
         return before["chosen"]
     found = seconds_of_backends(shape, device, dtype)
     chosen = fastest(found)
-    write_json(path, {"setting": setting, "seconds": found, "chosen": chosen})
+    with conveniences.attempt(f"writing {ATTENTION}"):
+        write_json(path, {"setting": setting, "seconds": found, "chosen": chosen})
     times = ", ".join(f"{name} {1000 * value:.3f} ms" for name, value in found.items() if isinstance(value, float))
     log.info("attention: %s, the fastest of %s (forward and backward of a block)", chosen, times)
     for name, why in found.items():

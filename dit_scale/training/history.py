@@ -1,4 +1,4 @@
-"""A run's life as seen from outside: ``history.jsonl`` has a line for each start and each end.
+"""A run's life as seen from outside: ``history.jsonl`` has a line for each start, each end and each kind of trouble.
 
 Imports neither torch nor DeepSpeed, so that `dit-scale status` answers at once. A start without an end was killed:
 SIGKILL, a power cut, the kernel out of memory.
@@ -51,6 +51,8 @@ class Attempt:
     start: Event
     ends: list[Event] = field(default_factory=list)
     """As ranks came to write them; none where it runs or was killed."""
+    troubles: list[Event] = field(default_factory=list)
+    """What failed beside training, the first of each kind."""
 
     @property
     def end(self) -> Event | None:
@@ -123,10 +125,13 @@ def write_start(run_dir: Path, world: World, zero_stage: int) -> None:
 def write_end(run_dir: Path, cause: str, step: int, saved: bool, **more: Any) -> None:
     """Append an end; also for a watchdog, which ends the process itself."""
     event = {"event": "end", "time": time.time(), "step": step, "cause": cause, "saved": saved}
-    try:
-        _append(run_dir / HISTORY, event | more)
-    except OSError as failure:  # a full disk, perhaps: what the run ended by is worth more than this line
-        log.warning("the end of the run is not written down (%s)", failure)
+    _append_if_possible(run_dir / HISTORY, event | more)
+
+
+def write_trouble(run_dir: Path, what: str, step: int | None, rank: int, error: str, stack: str) -> None:
+    """Append what failed beside training, which goes on."""
+    event = {"event": "trouble", "time": time.time(), "step": step, "what": what, "rank": rank, "error": error}
+    _append_if_possible(run_dir / HISTORY, event | {"stack": stack})
 
 
 def settle_hang(run_dir: Path) -> None:
@@ -145,6 +150,8 @@ def read_history(run_dir: Path) -> list[Attempt]:
             attempts.append(Attempt(event))
         elif event.get("event") == "end" and attempts:
             attempts[-1].ends.append(event)
+        elif event.get("event") == "trouble" and attempts:
+            attempts[-1].troubles.append(event)
     return attempts
 
 
@@ -205,6 +212,14 @@ def _cause_of_one(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FULL_DISK
     return None
+
+
+def _append_if_possible(path: Path, event: Event) -> None:
+    """Append a line; on a full disk, perhaps, what it tells of is worth more than the line."""
+    try:
+        _append(path, event)
+    except OSError as failure:
+        log.warning("the %s of the run is not written down (%s)", event["event"], failure)
 
 
 def _append(path: Path, event: Event) -> None:

@@ -39,6 +39,7 @@ from dit_scale.training.attention_choice import settle_attention
 from dit_scale.training.bad_steps import FILE_NAME as BAD_STEPS
 from dit_scale.training.bad_steps import BadSteps, watched
 from dit_scale.training.between_steps import BetweenSteps
+from dit_scale.training.conveniences import Conveniences
 from dit_scale.training.data import autoencoder_folder, describe, open_dataset, open_loader
 from dit_scale.training.history import Recorder
 from dit_scale.training.initial import load_initial
@@ -89,6 +90,7 @@ class Trainer:
         self.config, self.world, self.device, self.phases = config, world, device, phases
         self.run_dir = Path(config.run_dir)
         self.checkpoints = self.run_dir / "checkpoints"
+        self.conveniences = Conveniences(self.run_dir, world)
         self.dataset = open_dataset(config.data)
         self.data_description = describe(self.dataset)
         found = find_last_good(self.checkpoints, world)
@@ -100,7 +102,8 @@ class Trainer:
         model = self._new_model(is_new_run=found is None)
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         largest = max(part.stop - part.start for part in self.plan.micro_batches)
-        settle_attention(model, largest, torch.device(device), DTYPES[config.engine.precision], self.run_dir, world)
+        dtype = DTYPES[config.engine.precision]
+        settle_attention(model, largest, torch.device(device), dtype, self.run_dir, world, self.conveniences)
         self.flops_per_image = training_flops_per_image(model)
         latents = self.dataset.manifest.latents
         self.problem = Problem(objective, latents, config.seed, config.model.label_dropout, model.null_label)
@@ -114,7 +117,7 @@ class Trainer:
         self.bad_steps = BadSteps(self.run_dir, train, world, grad_norms)
         self.saving = Saving(self.checkpoints, config.checkpoint, world, self.state.part().num_bytes())
         self.time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
-        self.between_steps = BetweenSteps(config, self.dataset, self.problem, world, device, phases)
+        self.between_steps = BetweenSteps(config, self.dataset, self.problem, world, device, phases, self.conveniences)
         self.log = self._prepare_folder()
         self.pending: _Report | None = None
         self.reason: str | None = None
@@ -323,8 +326,9 @@ class Trainer:
                 self.run_dir, self.config, f"{self.world.world_size} x {memory_of(self.device).name}"
             )
             identity = self.dataset.manifest.autoencoder
-            copy_decoder(identity, autoencoder_folder(self.dataset), self.run_dir / AUTOENCODER_FOLDER)
-        return RunLog(self.config, self.world, self.position.step)
+            with self.conveniences.attempt("keeping the decoder"):
+                copy_decoder(identity, autoencoder_folder(self.dataset), self.run_dir / AUTOENCODER_FOLDER)
+        return RunLog(self.config, self.world, self.position.step, self.conveniences)
 
     def __enter__(self) -> "Trainer":
         return self

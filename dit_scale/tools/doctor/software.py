@@ -10,8 +10,10 @@ from packaging.version import Version
 import dit_scale
 from dit_scale import memory_efficient
 from dit_scale.config import WandbConfig
+from dit_scale.distributed.runtime import World
 from dit_scale.tools.doctor.finding import Finding, Status
-from dit_scale.training.metrics import wandb_mode
+from dit_scale.training.conveniences import Trouble
+from dit_scale.training.dashboard import has_key, server, wandb_mode
 from dit_scale.versions import requirements, untested
 
 _SHOWN = ("torch", "deepspeed", "xformers")
@@ -37,23 +39,39 @@ def versions() -> Finding:
     return Finding("versions", Status.PASS, figure, "", details)
 
 
-def wandb(settings: WandbConfig) -> Finding:
-    """Say how wandb will log, and whether it can."""
+def wandb(settings: WandbConfig, world: World) -> Finding:
+    """Say how wandb will log, and whether it can; a warning at most, since training goes on without."""
     mode = wandb_mode(settings)
     if mode == "disabled":
         return Finding("wandb", Status.PASS, "disabled")
     try:
         figure = f"{mode} (wandb {version('wandb')}, wandb.mode={settings.mode})"
     except PackageNotFoundError:
-        return Finding(
-            "wandb", Status.FAIL, f"{mode}, but it is not installed", "pip install wandb, or wandb.mode=disabled"
-        )
-    has_key = wandb_mode(WandbConfig()) == "online"
-    if mode == "online" and not has_key:
-        return Finding("wandb", Status.FAIL, f"{figure} without an API key", "wandb login, or wandb.mode=offline")
-    if settings.mode == "auto" and mode == "offline":
-        return Finding("wandb", Status.PASS, f"{figure}: no API key is found; 'wandb sync' sends the run later")
-    return Finding("wandb", Status.PASS, figure)
+        way_out = "pip install wandb, or wandb.mode=disabled"
+        return Finding("wandb", Status.WARN, f"{mode}, but it is not installed: the run logs without it", way_out)
+    if mode == "offline":
+        return Finding("wandb", Status.PASS, f"{figure}; 'wandb sync' sends the run later")
+    if not has_key():
+        way_out = "wandb login, or wandb.mode=offline"
+        return Finding("wandb", Status.WARN, f"{figure} without an API key: the run logs offline", way_out)
+    refusal = _refusal_of_server() if world.is_rank_zero else None  # which alone logs there
+    if refusal is not None:
+        way_out = f"see that this host reaches {server()} and that the key is right, or wandb.mode=offline"
+        return Finding("wandb", Status.WARN, f"{figure}, but the run would log offline: {refusal}", way_out)
+    return Finding("wandb", Status.PASS, figure + (f", {server()} takes the key" if world.is_rank_zero else ""))
+
+
+def _refusal_of_server() -> str | None:
+    """Log in to wandb's server, for 10 seconds at most ($WANDB_HTTP_TIMEOUT); return what went wrong."""
+    import wandb
+
+    try:
+        wandb.login(verify=True)
+    except Exception as error:  # wandb raises of all kinds
+        return Trouble.of(error).sentence
+    finally:
+        wandb.teardown()
+    return None
 
 
 def _installed() -> dict[str, str]:
