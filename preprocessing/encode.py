@@ -41,7 +41,7 @@ def encode(config: EncodeConfig) -> Manifest | None:
     world = World.from_environment()
     if world.world_size > 1:
         die_with_parent()
-    with full_disk_explained(f"output '{config.output}'"):
+    with full_disk_explained(config.output, name="output"):
         if world.is_rank_zero:
             return _lead(config, world)
         encode_part(config, world)

@@ -7,15 +7,16 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
 
 from dit_scale.autoencoder import FILE_NAME as AUTOENCODER_FILE
 from dit_scale.autoencoder import Autoencoder, PCACodec, load_autoencoder, save_autoencoder
-from dit_scale.config import EncodeConfig, to_yaml
+from dit_scale.config import EncodeConfig, to_yaml, unused_names
 from dit_scale.data.manifest import FILE_NAME as MANIFEST_FILE
+from dit_scale.documents import read_document
 from dit_scale.errors import Failure, InputError
 from dit_scale.files import atomic_write, exclusive_lock, make_writable_folder, write_json
 from dit_scale.latents import LatentSpec
@@ -96,8 +97,7 @@ def _settings(config: EncodeConfig) -> dict[str, Any]:
     settings = asdict(config.autoencoder)
     if Path(config.autoencoder.name).is_dir():
         settings["name"] = Path(config.autoencoder.name).resolve().name
-    if config.autoencoder.name != PCACodec.KIND:
-        settings = {key: value for key, value in settings.items() if not key.startswith("pca_")}
+    settings = {key: value for key, value in settings.items() if key not in unused_names(config.autoencoder)}
     return {
         "version": PLAN_VERSION,
         "image_size": config.image_size,
@@ -109,12 +109,27 @@ def _settings(config: EncodeConfig) -> dict[str, Any]:
     }
 
 
+class _Latents(TypedDict):
+    channels: int
+    size: int
+    scale: list[float]
+    shift: list[float]
+
+
+class _Plan(TypedDict):
+    version: int
+    transform: str
+    identity: dict[str, Any]
+    latents: _Latents
+    class_names: list[str]
+
+
 def _read_plan(state: Path) -> dict[str, Any] | None:
     path = state / _PLAN
-    try:
-        return json.loads(path.read_bytes()) if path.exists() else None
-    except ValueError as error:
-        raise InputError(f"'{path}' is not a plan ({error}); give another output, or delete this one") from error
+    if not path.exists():
+        return None
+    fix = "give another output, or delete this one"
+    return cast(dict[str, Any], read_document(path, _Plan, "the plan of an encoding", fix))
 
 
 def _check_same(config: EncodeConfig, plan: dict[str, Any], found: dict[str, Any] | None) -> None:
@@ -151,19 +166,12 @@ def _obtain(config: EncodeConfig, source: Source, is_planned: bool) -> Autoencod
         return load_autoencoder(str(output))
     if settings.name == PCACodec.KIND:
         return _fit(config, source)
-    try:
-        return load_autoencoder(settings.name, revision=settings.revision)
-    except InputError as error:
-        raise InputError(f"{error}, or autoencoder.name=pca, which needs neither") from error
+    or_else = ", or autoencoder.name=pca, which needs neither"
+    return load_autoencoder(settings.name, revision=settings.revision, or_else=or_else)
 
 
 def _fit(config: EncodeConfig, source: Source) -> PCACodec:
     settings = config.autoencoder
-    if config.image_size % settings.pca_patch_size:
-        raise InputError(
-            f"image_size={config.image_size} is not divisible by autoencoder.pca_patch_size={settings.pca_patch_size}; "
-            f"change either"
-        )
     count = min(len(source), settings.pca_fit_images)
     indices = (i * len(source) // count for i in range(count))
     with decoder_for(config, source) as decoder:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from dit_scale.classes import read_names
-from dit_scale.cli.arguments import add_config_command, floats, positive
+from dit_scale.cli.arguments import add_config_command, floats, number, positive
 from dit_scale.config import EncodeConfig, load_config
 
 
@@ -57,7 +57,11 @@ def _add_index(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--scale", type=floats, metavar="S,…", help="latent scale; default: the autoencoder's")
     command.add_argument("--shift", type=floats, metavar="S,…", help="latent shift; default: the autoencoder's")
     command.add_argument(
-        "--stored-scale", type=float, default=1.0, metavar="S", help="what the stored latents were multiplied by"
+        "--stored-scale",
+        type=number(float, above=0),
+        default=1.0,
+        metavar="S",
+        help="what the stored latents were multiplied by",
     )
     command.add_argument("--class-names", type=Path, metavar="FILE", help="a name a line; default: numbers")
     command.add_argument("--member", default="npy", metavar="ENDING", help="of the arrays (default %(default)s)")

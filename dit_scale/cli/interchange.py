@@ -43,6 +43,9 @@ def _add_import(commands) -> None:  # type: ignore[no-untyped-def]
     )
     command.add_argument("--class-names", type=Path, metavar="FILE", help="a name a line; default: numbers")
     command.add_argument("--num-heads", type=positive, metavar="N", help="attention heads; default: the preset's")
+    command.add_argument(
+        "--latent-size", type=positive, metavar="N", help="side of the latent; only for weights without pos_embed"
+    )
     command.set_defaults(run=_import)
 
 
@@ -63,5 +66,6 @@ def _import(options: argparse.Namespace) -> None:
         latent_scale=options.latent_scale,
         class_names=None if options.class_names is None else read_names(options.class_names, "--class-names"),
         num_heads=options.num_heads,
+        latent_size=options.latent_size,
     )
     import_weights(options.weights, options.out, unsaid)

@@ -2,16 +2,16 @@
 
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from dit_scale.documents import parsed_or_none
 from dit_scale.errors import InputError
 
 DTYPES = ("float16", "float32", "float64")
@@ -92,11 +92,17 @@ def _array(tar: Path, member: tarfile.TarInfo, content: bytes) -> tuple[int, np.
     return member.offset_data + begin, array
 
 
+class _Labelled(TypedDict):
+    label: int
+
+
 def _label(tar: Path, name: str, content: bytes) -> int:
-    try:
-        label = int(json.loads(content)["label"] if name.endswith(".json") else content)
-    except (ValueError, KeyError, TypeError):
-        label = -1
+    if name.endswith(".json"):
+        found = parsed_or_none(content, _Labelled)
+        label = -1 if found is None else found["label"]
+    else:
+        label = int(content) if content.strip().isdigit() else -1
     if label < 0:
-        raise InputError(f"'{name}' in '{tar}' gives no class number ({content[:40]!r}); write 0, 1, 2, … as text")
+        excerpt = content[:40].decode("utf-8", "replace").strip()
+        raise InputError(f"'{name}' in '{tar}' gives no class number ('{excerpt}'); write 0, 1, 2, … as text")
     return label

@@ -134,13 +134,24 @@ def gather(
     owned: Sequence[Fragment], tensors: Sequence[Tensor], shapes: dict[str, torch.Size], device: torch.device | str
 ) -> dict[str, Tensor]:
     """Assemble whole fp32 parameters on every rank from each rank's owned fragments (collective)."""
+    return completed(laid_out(owned, tensors, shapes, device), shapes)
+
+
+def laid_out(
+    owned: Sequence[Fragment], tensors: Sequence[Tensor], shapes: dict[str, torch.Size], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Return this rank's fragments in their places of whole, flat parameters, with 0 elsewhere."""
     whole = {name: torch.zeros(shape.numel(), device=device) for name, shape in shapes.items()}
     for fragment, tensor in zip(owned, tensors, strict=True):
         whole[fragment.name].narrow(0, fragment.offset, fragment.numel).copy_(tensor)
-    for name, shape in shapes.items():  # each element is nonzero on one rank at most, so the sum is exact
-        dist.all_reduce(whole[name])
-        whole[name] = whole[name].view(shape)
     return whole
+
+
+def completed(parts: dict[str, Tensor], shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """Fill in the other ranks' fragments, in place (collective)."""
+    for part in parts.values():  # each element is nonzero on one rank at most, so the sum is exact
+        dist.all_reduce(part)
+    return {name: parts[name].view(shape) for name, shape in shapes.items()}
 
 
 def _full_shape(parameter: Any) -> torch.Size:

@@ -5,13 +5,14 @@ import multiprocessing
 import os
 import re
 import signal
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from dit_scale.errors import InputError
+from dit_scale.errors import Failure, InputError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and not every command needs it
     from torch.distributed import Store
@@ -34,25 +35,18 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """Read torchrun's variables, else srun's, else be the only process."""
-        if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            return cls(
-                rank=_integer("RANK"),
-                world_size=_integer("WORLD_SIZE"),
-                local_rank=_integer("LOCAL_RANK"),
-                local_world_size=_integer("LOCAL_WORLD_SIZE"),
-                node_rank=_integer("GROUP_RANK"),
+        """Read the variables of torchrun, DeepSpeed, mpirun or srun, or be the only process.
+
+        Raises InputError where what is set cannot be, or says too little.
+        """
+        world = _read_world()
+        if not (world.rank < world.world_size and world.local_rank < world.local_world_size <= world.world_size):
+            raise InputError(
+                f"the launcher's variables say rank {world.rank} of {world.world_size} and, on this machine, "
+                f"{world.local_rank} of {world.local_world_size}, which cannot be; let one launcher set them all, or "
+                f"unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE"
             )
-        if "SLURM_STEP_NUM_TASKS" in os.environ:  # set inside srun, absent in the batch shell
-            node_rank = _integer("SLURM_NODEID")
-            return cls(
-                rank=_integer("SLURM_PROCID"),
-                world_size=_integer("SLURM_STEP_NUM_TASKS"),
-                local_rank=_integer("SLURM_LOCALID"),
-                local_world_size=_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])[node_rank],
-                node_rank=node_rank,
-            )
-        return cls()
+        return world
 
     def export(self) -> None:
         """Set torchrun's variables to this world, for libraries that read them and for ``from_environment``."""
@@ -102,6 +96,65 @@ def max_restarts() -> int:
 def job_end_time() -> float | None:
     """Return when this job's time limit strikes, in seconds since 1970, where a launcher says so."""
     return float(_integer("DIT_SCALE_END_TIME")) if "DIT_SCALE_END_TIME" in os.environ else None
+
+
+def take_local_rank(local_rank: int | None) -> None:
+    """Take the local rank that a launcher gave as an argument (DeepSpeed's does), unless the environment has it."""
+    if local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(local_rank))
+
+
+def _read_world() -> World:
+    """Read what is set, the nearest launcher first: mpirun may have started its own daemons by srun."""
+    by_hand = [name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if "LOCAL_RANK" in os.environ and sum(by_hand) > 1:
+        return _from_torchrun()
+    if "OMPI_COMM_WORLD_RANK" in os.environ:
+        return World(*(_integer(f"OMPI_COMM_WORLD_{name}") for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")))
+    if "PMI_RANK" in os.environ and "MPI_LOCALNRANKS" in os.environ:  # MPICH's and Intel's mpiexec
+        return World(*(_integer(name) for name in ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")))
+    if "SLURM_STEP_NUM_TASKS" in os.environ:  # set inside srun, absent in the batch shell
+        return _from_srun()
+    return _from_torchrun() if sum(by_hand) > 1 else World()
+
+
+def _from_torchrun() -> World:
+    """Read torchrun's variables, which DeepSpeed's launcher, accelerate and hands set in part."""
+    for name in ("RANK", "WORLD_SIZE"):
+        if name not in os.environ:
+            raise InputError(f"other variables of a launcher are set, but not {name}; set it, or unset the others")
+    rank, world_size = _integer("RANK"), _integer("WORLD_SIZE")
+    is_one_machine = os.environ.get("MASTER_ADDR", "localhost") in ("localhost", "127.0.0.1", "::1")
+    local_size = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in os.environ), None)
+    if local_size is not None:
+        local_world_size = _integer(local_size)
+    elif is_one_machine:
+        local_world_size = world_size
+    elif "LOCAL_RANK" in os.environ:
+        raise InputError(
+            "LOCAL_RANK is set, but not LOCAL_WORLD_SIZE, the number of processes on this machine; set it, too, or "
+            "start with torchrun or srun"
+        )
+    else:
+        local_world_size = 1  # a process a machine, as Kubernetes' operators start them
+    return World(
+        rank=rank,
+        world_size=world_size,
+        local_rank=_integer("LOCAL_RANK") if "LOCAL_RANK" in os.environ else rank % max(1, local_world_size),
+        local_world_size=local_world_size,
+        node_rank=_integer("GROUP_RANK" if "GROUP_RANK" in os.environ else "CROSS_RANK"),
+    )
+
+
+def _from_srun() -> World:
+    node_rank = _integer("SLURM_NODEID")
+    return World(
+        rank=_integer("SLURM_PROCID"),
+        world_size=_integer("SLURM_STEP_NUM_TASKS"),
+        local_rank=_integer("SLURM_LOCALID"),
+        local_world_size=_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])[node_rank],
+        node_rank=node_rank,
+    )
 
 
 def _integer(name: str) -> int:
@@ -171,8 +224,9 @@ def process_group(world: World, device: str, timeout_seconds: float = 1800.0) ->
     if world.world_size == 1:
         store = dist.HashStore()
     else:
-        _set_rendezvous()
-        store, _, _ = next(dist.rendezvous("env://", world.rank, world.world_size, timeout=timeout))
+        _set_rendezvous(world)
+        with _taken_port_explained():
+            store, _, _ = next(dist.rendezvous("env://", world.rank, world.world_size, timeout=timeout))
     dist.init_process_group(
         backend,
         store=dist.PrefixStore("process_group", store),
@@ -186,15 +240,39 @@ def process_group(world: World, device: str, timeout_seconds: float = 1800.0) ->
         dist.destroy_process_group()
 
 
-def _set_rendezvous() -> None:
-    """Have MASTER_ADDR and MASTER_PORT name rank zero's store: the launcher's, or our own for srun on one node."""
+def _set_rendezvous(world: World) -> None:
+    """Have MASTER_ADDR and MASTER_PORT name rank zero's store: the launcher's, or our own on one node."""
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        _integer("MASTER_PORT")
         return
-    if os.environ.get("SLURM_STEP_NUM_NODES") != "1":
-        raise InputError("MASTER_ADDR and MASTER_PORT are not set for several nodes; start with slurm/train.sbatch")
+    if "PMIX_NAMESPACE" in os.environ and world.local_world_size == world.world_size:  # Open MPI's name of the job
+        number = zlib.crc32(os.environ["PMIX_NAMESPACE"].encode())
+    elif os.environ.get("SLURM_STEP_NUM_NODES") == "1":
+        number = _integer("SLURM_JOB_ID") * 7 + _integer("SLURM_RESTART_COUNT")
+    else:
+        raise InputError(
+            "MASTER_ADDR and MASTER_PORT are not set, by which processes find rank zero; set both for every process "
+            "(on one machine MASTER_ADDR=127.0.0.1 and a free port, such as MASTER_PORT=29500), or start with torchrun "
+            "or slurm/train.sbatch"
+        )
     # Below the ephemeral range, and another port for each job and each of its restarts.
-    port = 15000 + (_integer("SLURM_JOB_ID") * 7 + _integer("SLURM_RESTART_COUNT")) % 15000
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(15000 + number % 15000))
+
+
+@contextmanager
+def _taken_port_explained() -> Iterator[None]:
+    """Say in a sentence that rank zero's port is taken."""
+    from torch.distributed import DistNetworkError
+
+    try:
+        yield
+    except DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise Failure(
+            f"MASTER_PORT={os.environ['MASTER_PORT']} is in use on this machine, by another run perhaps; give another "
+            f"(deepspeed --master_port=…, accelerate launch --main_process_port=…)"
+        ) from error
 
 
 def die_with_parent() -> None:

@@ -13,8 +13,10 @@ OF_THE_MODEL = (
     "samples.protocol.checkpoint",
     "samples.protocol.checkpoint_digest",
     "samples.protocol.seed",
+    "samples.files",
+    "reference.files",
 )
-"""What may differ between results that are compared: which model is judged, and the noise it began with."""
+"""What may differ between results that are compared: the model judged, its first noise, what lies beside images."""
 _PACKAGES = ("dit_scale", "torch", "numpy", "pillow")
 
 

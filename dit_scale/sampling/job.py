@@ -50,7 +50,7 @@ class Request:
 
 def sample(sampler: Sampler, settings: SamplingSettings, request: Request, world: World) -> None:
     """Write ``out/images/000000.png`` …, labels.csv, protocol.json and a labelled grid (collective)."""
-    settings.solver_for(sampler.objective)
+    sampler.check(settings)
     seed = settings.seed if request.random_classes else None
     labels = sampler.labels_of(request.classes, request.num_samples, seed)
     folder = request.out / "images"
@@ -59,11 +59,11 @@ def sample(sampler: Sampler, settings: SamplingSettings, request: Request, world
     with process_group(world, sampler.device):
         dist.broadcast_object_list(missing, src=0)
         batch_size = min(request.batch_size, len(labels))
-        with full_disk_explained(f"'{request.out}'"):
+        with full_disk_explained(request.out):
             _write_images(sampler, labels, settings, folder, batch_size, missing[0], world)
         dist.barrier()
     if world.is_rank_zero:
-        with full_disk_explained(f"'{request.out}'"):
+        with full_disk_explained(request.out):
             _finish(sampler, settings, request, labels)
         have = f", {len(labels) - len(missing[0])} of them there before" if len(missing[0]) < len(labels) else ""
         print(f"{len(labels)} images in {folder}{have}; a grid of them in {request.out / 'grid.png'}")

@@ -19,6 +19,7 @@ from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling.drawing import SamplingSettings, decode, sample_latents
+from dit_scale.weights import load_trained
 
 AUTOENCODER_FOLDER = "autoencoder"
 """Where a run folder keeps what decoding needs."""
@@ -44,7 +45,7 @@ class Sampler:
         self.latents = LatentSpec.from_json(data["latent"])
         self.objective = objective_of(config.diffusion, config.model.learn_sigma)
         self.model = model_of(config.model, self.latents, len(self.class_names))
-        self.model.load_state_dict(weights_of(checkpoint, weights), strict=False)  # positions are fixed, not stored
+        load_trained(self.model, weights_of(checkpoint, weights), str(checkpoint.folder))
         self.model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
         if compile_blocks:
             self.model.compile_blocks()
@@ -57,6 +58,11 @@ class Sampler:
                 f"decoder '{decoder}' reads {self.autoencoder.channels} channels, but the model makes latents of "
                 f"{self.latents.channels}; give a decoder that belongs to the encoder that they were made with"
             )
+
+    def check(self, settings: SamplingSettings) -> None:
+        """Raise InputError where settings do not fit the model, before anything is drawn."""
+        model = self.model
+        settings.check(self.objective, self.latents.channels, model.out_channels, model.null_label)
 
     def images(self, labels: Sequence[int], indices: Sequence[int], settings: SamplingSettings) -> np.ndarray:
         """Return images, uint8 [N, S, S, 3]."""

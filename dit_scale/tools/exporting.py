@@ -23,6 +23,7 @@ from dit_scale.models import DiT
 from dit_scale.models.embeddings import sincos_positions
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
+from dit_scale.weights import check_names_and_shapes
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def export(path: Path, out: Path, to: str, kind: str = "ema") -> None:
     if to in FORMS and out.exists():
         raise InputError(f"'{out}' is there already; remove it, or give another path")
     exported = _read(path, kind)
-    with full_disk_explained(f"'{out.parent}'", "which begins anew"):
+    with full_disk_explained(out.parent, "which begins anew"):
         if to == DIFFUSERS:
             _write_pipeline(exported, path, out)
         else:
@@ -76,6 +77,7 @@ def _read(path: Path, kind: str) -> _Exported:
         log.warning("%s; --weights master exports the trained weights", said)
     if "pos_embed" not in found:  # fixed, so training does not save it
         found["pos_embed"] = sincos_positions(model.hidden_size, model.grid_side).float()
+    check_names_and_shapes(found, model.state_dict(), str(checkpoint.folder), "give another step-… of the run")
     weights = {name: found[name] for name in model.state_dict()}
     return _Exported(weights, model, config, latents, ClassNames(data["class_names"]), checkpoint.folder.name)
 

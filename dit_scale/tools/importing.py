@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dit_scale.autoencoder import Autoencoder, Identity, load_autoencoder, save_autoencoder
-from dit_scale.checkpoint import Description, Position, Retention, Saver, State
+from dit_scale.checkpoint import Description, Position, Retention, Saver, State, resolve
 from dit_scale.checkpoint.averages import EMA
 from dit_scale.classes import ClassNames
 from dit_scale.config import Config, DataConfig, DiffusionConfig, ModelConfig, resolved
@@ -17,8 +17,8 @@ from dit_scale.distributed.fragments import Fragment
 from dit_scale.distributed.runtime import World, process_group
 from dit_scale.errors import Failure, InputError
 from dit_scale.files import atomic_folder, full_disk_explained
-from dit_scale.interop import Architecture, architecture_of, check_names_and_shapes, read_weights
-from dit_scale.interop.pipeline_folder import Noise, read_pipeline
+from dit_scale.interop import Architecture, architecture_of, read_weights, refuse_folder
+from dit_scale.interop.pipeline_folder import INDEX, Noise, read_pipeline
 from dit_scale.latents import LatentSpec
 from dit_scale.models import PRESETS
 from dit_scale.models.embeddings import sincos_positions
@@ -27,13 +27,14 @@ from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
 from dit_scale.training.run_folder import write_config
 from dit_scale.versions import versions
+from dit_scale.weights import check_names_and_shapes
 
 log = logging.getLogger(__name__)
 
 DEFAULT_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
 _KNOWN_SCALES = {DEFAULT_AUTOENCODER: 0.18215, "stabilityai/sd-vae-ft-mse": 0.18215}
 """Of autoencoders whose weights are not needed to import a model."""
-_POSITIONS = "pos_embed"
+_POSITIONS, _PATCHES = "pos_embed", "x_embedder.proj.weight"
 _POSITIONS_ATOL = 1e-2
 """As far as bf16 rounds a table of sines."""
 
@@ -49,6 +50,8 @@ class Unsaid:
     latent_scale: tuple[float, ...] | None = None
     class_names: ClassNames | None = None
     num_heads: int | None = None
+    latent_size: int | None = None
+    """For weights without the table of positions, whose length tells it otherwise."""
 
 
 def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
@@ -57,10 +60,11 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
     ``source`` is a published .pt, a .safetensors or the folder of a DiTPipeline. Raises InputError where it is
     something else or a number is missing that nobody gave.
     """
-    with atomic_folder(out) as folder, full_disk_explained(f"'{out.parent}'", "which begins anew"):
-        weights, said = _read_folder(source, unsaid) if source.is_dir() else (read_weights(source), unsaid)
+    with atomic_folder(out) as folder, full_disk_explained(out.parent, "which begins anew"):
+        weights, said = _read_folder(source, unsaid) if source.is_dir() else (_read_file(source, unsaid), unsaid)
         weights = _in_fp32(weights, str(source))
         architecture = architecture_of(weights, str(source))
+        _check_latent_size(architecture, unsaid.latent_size, str(source))
         class_names, has_null = _classes(architecture, said.class_names, str(source))
         model = _model_config(architecture, said.num_heads, has_null, str(source))
         autoencoder, identity, latents = _autoencoder(architecture, said)
@@ -80,12 +84,43 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
     print(f"{model.name}, {len(class_names)} classes, {said.objective}: in {out}; dit-scale sample {out} draws from it")
 
 
+def _read_file(path: Path, unsaid: Unsaid) -> dict[str, Tensor]:
+    """Return a file's weights with positions, which some trainers do not save, since they are not trained."""
+    weights = read_weights(path)
+    patches = weights.get(_PATCHES)
+    if _POSITIONS in weights or patches is None or patches.dim() != 4:
+        return weights
+    if unsaid.latent_size is None:
+        raise InputError(
+            f"weights '{path}' hold no {_POSITIONS}, the table of positions whose length tells the size of the latent; "
+            f"give --latent-size N (32 for images of 256 and an autoencoder that makes them 8 times smaller)"
+        )
+    hidden_size, _, patch_size = patches.shape[:3]
+    return {_POSITIONS: sincos_positions(hidden_size, unsaid.latent_size // patch_size).float()} | weights
+
+
+def _check_is_pipeline(folder: Path) -> None:
+    """Raise InputError, with what to do, for the folder of a run of ours or of another tool."""
+    if (folder / INDEX).is_file():
+        return
+    try:
+        resolve(folder)
+    except InputError:
+        refuse_folder(folder)  # what else it may be, reading it tells
+    else:
+        raise InputError(
+            f"'{folder}' is of dit-scale's own already; sample and export take it as it is, and "
+            f"init_from={folder} trains from it"
+        )
+
+
 def _read_folder(folder: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Unsaid]:
     """Return a pipeline's weights with positions, and what its folder says."""
+    _check_is_pipeline(folder)
     if unsaid.objective != "gaussian":
         raise InputError(f"'{folder}' is a DiTPipeline's, which is of Gaussian diffusion; leave out --objective")
     found = read_pipeline(folder, unsaid.class_names)
-    hidden_size, _, patch_size = found.weights["x_embedder.proj.weight"].shape[:3]
+    hidden_size, _, patch_size = found.weights[_PATCHES].shape[:3]
     positions = sincos_positions(hidden_size, found.latent_size // patch_size).float()
     scale = None if found.latent_scale is None else (float(found.latent_scale),)
     said = replace(
@@ -97,6 +132,14 @@ def _read_folder(folder: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Unsai
         num_heads=found.num_heads,
     )
     return {_POSITIONS: positions} | found.weights, said
+
+
+def _check_latent_size(architecture: Architecture, given: int | None, origin: str) -> None:
+    if given not in (None, architecture.latent_size):
+        raise InputError(
+            f"--latent-size {given} does not fit '{origin}', of size {architecture.latent_size} in patches of "
+            f"{architecture.patch_size}; give the size that it was trained for, or leave it out"
+        )
 
 
 def _in_fp32(weights: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:

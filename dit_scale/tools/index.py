@@ -15,6 +15,7 @@ from dit_scale.data.shards import is_sidecar, write_sidecar
 from dit_scale.data.statistics import LatentSums, no_latents
 from dit_scale.errors import InputError
 from dit_scale.files import full_disk_explained, make_writable_folder
+from dit_scale.kinds import kind_of
 from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE, LatentSpec
 from preprocessing.job import STATE_FOLDER
 
@@ -38,13 +39,15 @@ class Description:
 
 def index(folder: Path, description: Description) -> Manifest:
     """Write sidecars and a manifest beside the tars of a folder; the tars themselves stay as they are."""
+    if folder.is_file():
+        raise InputError(f"'{folder}' is {kind_of(folder)}, not a folder; give the folder that the tars lie in")
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise InputError(f"'{folder}' holds no .tar file; give a folder of webdataset tars of latents")
     _check_free(folder, tars)
     make_writable_folder(folder, "folder")
     autoencoder = load_autoencoder(description.autoencoder)
-    with full_disk_explained(f"'{folder}'", "which begins anew"):
+    with full_disk_explained(folder, "which begins anew"):
         manifest = _scan(tars, autoencoder, description)
         save_autoencoder(autoencoder, folder)
         manifest.write(folder)

@@ -149,7 +149,7 @@ def _repair(folder: Path, before: Manifest, damaged: list[Damage], overrides: li
         raise InputError(
             f"'{folder}' was not encoded here: '{settings}' is missing; copy {damaged[0].file} from where it was made"
         )
-    config = load_config(EncodeConfig, settings, [*overrides, f"output={folder}"])
+    config = load_config(EncodeConfig, settings, [*overrides, f"output={folder}"], is_stored=True)
     job = prepare(config)
     here = [damage for damage in damaged if damage.number < job.num_shards]
     again = [damage for damage in here if not _is_as_made(job, damage.number)]

@@ -6,8 +6,9 @@ from typing import Any
 from dit_scale.checkpoint.averages import youth
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
+from dit_scale.diffusion import Objective
 from dit_scale.distributed.runtime import World
-from dit_scale.files import is_full
+from dit_scale.training.conveniences import Conveniences
 from dit_scale.training.ema import ShardedEMA
 from dit_scale.training.ema_images import EMAImages
 from dit_scale.training.evaluation import Evaluation, check_is_measured
@@ -24,16 +25,24 @@ class BetweenSteps:
     """Each as often as its section of the configuration says."""
 
     def __init__(
-        self, config: Config, dataset: LatentDataset, problem: Problem, world: World, device: str, phases: Phases
+        self,
+        config: Config,
+        dataset: LatentDataset,
+        problem: Problem,
+        world: World,
+        device: str,
+        phases: Phases,
+        conveniences: Conveniences,
     ):
-        """Raises InputError for settings that do not fit, before the first step."""
+        """Raises InputError for settings that do not fit, before the first step (collective)."""
         self._config, self._phases, self._is_told = config, phases, not world.is_rank_zero
         validation, evaluation, preview = config.validation, config.evaluation, config.preview
         self._validation = Validation(dataset, problem, config, world) if validation.every_steps else None
-        needs_images = evaluation.every_steps or preview.every_steps
-        images = EMAImages(config, problem.objective, dataset, device) if needs_images else None
-        self._preview = Preview(config, images, world) if images and preview.every_steps else None
-        self._evaluation = Evaluation(config, images, dataset, world) if images and evaluation.every_steps else None
+        images = _ema_images(config, problem.objective, dataset, device, conveniences)
+        self._preview = Preview(config, images, world, conveniences) if images and preview.every_steps else None
+        self._evaluation = (
+            Evaluation(config, images, dataset, world, conveniences) if images and evaluation.every_steps else None
+        )
         if world.is_rank_zero:
             names = ["validation_loss"] if self._validation else []
             check_is_measured(config, names + (self._evaluation.metric_names() if self._evaluation else []))
@@ -54,22 +63,20 @@ class BetweenSteps:
             self._tell_youth(ema)
             with self._phases("evaluation"):
                 metrics = self._evaluation.scores(ema, step)
-            measured |= metrics
-            run_log.evaluation(step, metrics)
+            if metrics:
+                measured |= metrics
+                run_log.evaluation(step, metrics)
         return measured
 
     def draw(self, step: int, ema: ShardedEMA, run_log: RunLog) -> None:
-        """Draw the preview that follows this step (collective); a full disk stops no training."""
+        """Draw the preview that follows this step (collective)."""
         if self._preview is None or not self._draws(step):
             return
         self._tell_youth(ema)
         with self._phases("preview"):
-            try:
-                run_log.picture(self._preview.draw(ema, step), step)
-            except OSError as error:
-                if not is_full(error):
-                    raise
-                log.error("no room for the preview of step %d; training goes on", step)
+            picture = self._preview.draw(ema, step)
+        if picture is not None:
+            run_log.picture(picture, step)
 
     def _tell_youth(self, ema: ShardedEMA) -> None:
         """Say once, on rank zero, that the images show what the run began with rather than what it has learnt."""
@@ -94,3 +101,14 @@ class BetweenSteps:
 
     def _is_last(self, step: int) -> bool:
         return step == self._config.train.steps
+
+
+def _ema_images(
+    config: Config, objective: Objective, dataset: LatentDataset, device: str, conveniences: Conveniences
+) -> EMAImages | None:
+    """Return what draws; None where nothing is to be drawn, or no decoder is there for previews (collective)."""
+    if config.evaluation.every_steps:
+        return EMAImages(config, objective, dataset, device)
+    if config.preview.every_steps:
+        return conveniences.together("loading the decoder", lambda: EMAImages(config, objective, dataset, device))
+    return None

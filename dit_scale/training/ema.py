@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dit_scale.distributed.fragments import OptimizerState, gather
+from dit_scale.distributed.fragments import OptimizerState, completed, laid_out
 
 
 class ShardedEMA:
@@ -27,4 +27,12 @@ class ShardedEMA:
 
     def gather(self, device: torch.device | str) -> dict[str, Tensor]:
         """Return the whole average, by parameter name, on every rank (collective)."""
-        return gather(self._state.owned, self.tensors, self._state.shapes, device)
+        return self.completed(self.laid_out(device))
+
+    def laid_out(self, device: torch.device | str) -> dict[str, Tensor]:
+        """Return this rank's part with room for all others: what may fail of ``gather`` on one rank alone."""
+        return laid_out(self._state.owned, self.tensors, self._state.shapes, device)
+
+    def completed(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the whole average from each rank's part (collective)."""
+        return completed(parts, self._state.shapes)

@@ -1,9 +1,11 @@
 """What the EMA draws while a run goes on: for preview grids, and to be judged."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dit_scale.autoencoder import Autoencoder, load_autoencoder
 from dit_scale.config import Config
@@ -13,8 +15,12 @@ from dit_scale.errors import InputError
 from dit_scale.models import DiT
 from dit_scale.recipe import model_of
 from dit_scale.sampling import SamplingSettings, decode, sample_latents
+from dit_scale.training.conveniences import Conveniences
 from dit_scale.training.data import autoencoder_folder
 from dit_scale.training.ema import ShardedEMA
+from dit_scale.weights import load_trained
+
+T = TypeVar("T")
 
 
 class EMAImages:
@@ -30,17 +36,30 @@ class EMAImages:
 
     def check(self, settings: SamplingSettings, section: str) -> None:
         """Raise InputError now rather than at the first image where settings of a configuration section do not fit."""
-        settings.solver_for(self.objective)
-        if settings.cfg_scale != 1 and not self._model.label_dropout:
-            raise InputError(
-                f"{section}.cfg_scale={settings.cfg_scale} guides, but model.label_dropout=0 leaves no null label to "
-                f"guide with; give {section}.cfg_scale=1"
-            )
+        model, classes = self._model, len(self.class_names)
+        channels = self.latents.channels
+        null_label = classes if model.label_dropout else None
+        try:
+            settings.check(self.objective, channels, (1 + model.learn_sigma) * channels, null_label)
+        except InputError as error:
+            raise InputError(f"{section}: {error}") from error
 
-    def gather(self, ema: ShardedEMA) -> DiT:
-        """Return a model with the whole average on every rank (collective)."""
+    def with_average(
+        self, ema: ShardedEMA, conveniences: Conveniences, what: str, step: int, work: Callable[[DiT], T]
+    ) -> T | None:
+        """Return what ``work`` makes of a model with the whole average, or None on all ranks where it fails on any.
+
+        Collective; ``work`` itself must not be.
+        """
+        parts = conveniences.together(what, lambda: ema.laid_out(self.device), step)
+        if parts is None:
+            return None
+        weights = ema.completed(parts)
+        return conveniences.together(what, lambda: work(self._model_of(weights)), step)
+
+    def _model_of(self, weights: dict[str, Tensor]) -> DiT:
         model = model_of(self._model, self.latents, len(self.class_names)).to(self.device).eval()
-        model.load_state_dict(ema.gather(self.device), strict=False)  # positions are fixed, not averaged
+        load_trained(model, weights, "ema of this run")
         return model
 
     def draw(self, model: DiT, labels: Sequence[int], indices: Sequence[int], settings: SamplingSettings) -> np.ndarray:

@@ -1,9 +1,7 @@
 """How good the EMA's images are: a small evaluation of fixed seeds, every so often while a run goes on."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,27 +25,27 @@ from dit_scale.evaluation import (
     protocol_of,
     result_of,
 )
-from dit_scale.files import is_full, write_json
+from dit_scale.files import write_json
+from dit_scale.models import DiT
 from dit_scale.sampling import SamplingSettings, decode
+from dit_scale.training.conveniences import Conveniences
 from dit_scale.training.ema import ShardedEMA
 from dit_scale.training.ema_images import EMAImages
 
 FOLDER = "evaluation"
 
-log = logging.getLogger(__name__)
-
 
 class Evaluation:
     """Writes ``evaluation/step-00000100.json``: metrics of images drawn from the same noise at every step."""
 
-    def __init__(self, config: Config, images: EMAImages, dataset: LatentDataset, world: World):
+    def __init__(
+        self, config: Config, images: EMAImages, dataset: LatentDataset, world: World, conveniences: Conveniences
+    ):
         evaluation = config.evaluation
-        self._images, self._world = images, world
+        self._images, self._world, self._conveniences = images, world, conveniences
         self._count, self._batch_size = evaluation.num_images, evaluation.batch_size
         check_count(self._count, f"evaluation.num_images={self._count}")
-        self._settings = SamplingSettings(
-            evaluation.solver, evaluation.num_sampling_steps, evaluation.cfg_scale, seed=config.seed
-        )
+        self._settings = SamplingSettings.of(evaluation, config.seed)
         images.check(self._settings, "evaluation")
         self._folder = Path(config.run_dir) / FOLDER
         weights = None if evaluation.weights is None else Path(evaluation.weights)
@@ -63,36 +61,31 @@ class Evaluation:
         return [] if self._evaluator is None else self._evaluator.metric_names()
 
     def scores(self, ema: ShardedEMA, step: int) -> dict[str, float]:
-        """Draw, judge, write the result and return the metrics (collective)."""
-        mine = list(self._features(ema))
+        """Draw, judge, write the result and return the metrics; none on all ranks where one fails (collective)."""
+        mine = self._images.with_average(
+            ema, self._conveniences, FOLDER, step, lambda model: list(self._features(model))
+        )
+        if mine is None:
+            return {}
         parts: list[list[tuple[int, Features]] | None] = [None] * self._world.world_size
         dist.gather_object(mine, parts if self._world.is_rank_zero else None, dst=0)
         metrics: list[dict[str, float]] = [{}]
         if self._evaluator is not None:
             by_batch = dict(entry for part in parts if part is not None for entry in part)
-            scores = self._evaluator.judge([by_batch[batch] for batch in sorted(by_batch)])
-            result = result_of(scores, protocol_of(self._evaluator, scores, self._samples(step)))
-            self._write(step, {"step": step} | result)
-            metrics = [scores.metrics]
+            with self._conveniences.attempt(FOLDER, step):
+                scores = self._evaluator.judge([by_batch[batch] for batch in sorted(by_batch)])
+                metrics = [scores.metrics]
+                result = result_of(scores, protocol_of(self._evaluator, scores, self._samples(step)))
+                self._folder.mkdir(exist_ok=True)
+                write_json(self._folder / f"step-{step:08d}.json", {"step": step} | result)
         dist.broadcast_object_list(metrics, src=0)
         return metrics[0]
 
-    def _write(self, step: int, result: dict[str, Any]) -> None:
-        """Write a result; a full disk stops no training."""
-        try:
-            self._folder.mkdir(exist_ok=True)
-            write_json(self._folder / f"step-{step:08d}.json", result)
-        except OSError as error:
-            if not is_full(error):
-                raise
-            log.error("no room for the evaluation of step %d; training goes on", step)
-
-    def _features(self, ema: ShardedEMA) -> Iterator[tuple[int, Features]]:
+    def _features(self, model: DiT) -> Iterator[tuple[int, Features]]:
         """Yield the numbers of this rank's batches and their images' features.
 
         Batches are cut alike and filled up on any number of ranks, so that the arithmetic is the same.
         """
-        model = self._images.gather(ema)
         labels = spread_labels(self._count, len(self._images.class_names))
         size = self._batch_size
         for batch in range(self._world.rank, -(-self._count // size), self._world.world_size):

@@ -1,4 +1,4 @@
-"""A run's life as seen from outside: ``history.jsonl`` has a line for each start and each end.
+"""A run's life as seen from outside: ``history.jsonl`` has a line for each start, each end and each kind of trouble.
 
 Imports neither torch nor DeepSpeed, so that `dit-scale status` answers at once. A start without an end was killed:
 SIGKILL, a power cut, the kernel out of memory.
@@ -13,9 +13,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict, TypeVar, cast
 
 from dit_scale.distributed.runtime import World, launcher_job
+from dit_scale.documents import parsed_or_none
 from dit_scale.errors import InputError, NonFinite
 from dit_scale.training.markers import HUNG, STOPPED, clear_marker, read_marker
 
@@ -26,6 +27,21 @@ BAD_INPUT, NON_FINITE, OUT_OF_MEMORY, FULL_DISK = "bad_input", "non_finite", "ou
 log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
+_Line = TypeVar("_Line")
+
+
+class Step(TypedDict):
+    """A line that tells of a step."""
+
+    step: int
+
+
+class _Event(TypedDict):
+    event: str
+    step: int
+    time: float
+    cause: NotRequired[str]
+    restart: NotRequired[int | None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,8 @@ class Attempt:
     start: Event
     ends: list[Event] = field(default_factory=list)
     """As ranks came to write them; none where it runs or was killed."""
+    troubles: list[Event] = field(default_factory=list)
+    """What failed beside training, the first of each kind."""
 
     @property
     def end(self) -> Event | None:
@@ -107,10 +125,13 @@ def write_start(run_dir: Path, world: World, zero_stage: int) -> None:
 def write_end(run_dir: Path, cause: str, step: int, saved: bool, **more: Any) -> None:
     """Append an end; also for a watchdog, which ends the process itself."""
     event = {"event": "end", "time": time.time(), "step": step, "cause": cause, "saved": saved}
-    try:
-        _append(run_dir / HISTORY, event | more)
-    except OSError as failure:  # a full disk, perhaps: what the run ended by is worth more than this line
-        log.warning("the end of the run is not written down (%s)", failure)
+    _append_if_possible(run_dir / HISTORY, event | more)
+
+
+def write_trouble(run_dir: Path, what: str, step: int | None, rank: int, error: str, stack: str) -> None:
+    """Append what failed beside training, which goes on."""
+    event = {"event": "trouble", "time": time.time(), "step": step, "what": what, "rank": rank, "error": error}
+    _append_if_possible(run_dir / HISTORY, event | {"stack": stack})
 
 
 def settle_hang(run_dir: Path) -> None:
@@ -129,6 +150,8 @@ def read_history(run_dir: Path) -> list[Attempt]:
             attempts.append(Attempt(event))
         elif event.get("event") == "end" and attempts:
             attempts[-1].ends.append(event)
+        elif event.get("event") == "trouble" and attempts:
+            attempts[-1].troubles.append(event)
     return attempts
 
 
@@ -147,12 +170,12 @@ def last_save(run_dir: Path) -> tuple[int, Path | None]:
 
 def last_step(run_dir: Path) -> int:
     """Return the step of the last whole line of metrics.jsonl, else that of the last save."""
-    lines = tail(run_dir / "metrics.jsonl", 1)
-    return int(lines[-1]["step"]) if lines else last_save(run_dir)[0]
+    lines = tail(run_dir / "metrics.jsonl", 1, Step)
+    return lines[-1]["step"] if lines else last_save(run_dir)[0]
 
 
-def tail(path: Path, count: int, line_bytes: int = 1024) -> list[Event]:
-    """Return the last whole JSON lines of a file that may be long and may be growing."""
+def tail(path: Path, count: int, shape: type[_Line], line_bytes: int = 1024) -> list[_Line]:
+    """Return those of the last whole lines of a file that are JSON of a shape; it may be long and may be growing."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -162,7 +185,7 @@ def tail(path: Path, count: int, line_bytes: int = 1024) -> list[Event]:
     except OSError:
         return []
     lines = text.split(b"\n")[1 if start else 0 : -1]
-    return [value for line in lines[-count:] if isinstance(value := _parsed(line), dict)]
+    return _whole(lines[-count:], shape)
 
 
 def cause_of(error: BaseException) -> str:
@@ -191,6 +214,14 @@ def _cause_of_one(error: BaseException) -> str | None:
     return None
 
 
+def _append_if_possible(path: Path, event: Event) -> None:
+    """Append a line; on a full disk, perhaps, what it tells of is worth more than the line."""
+    try:
+        _append(path, event)
+    except OSError as failure:
+        log.warning("the %s of the run is not written down (%s)", event["event"], failure)
+
+
 def _append(path: Path, event: Event) -> None:
     """Append a line in one write, on a line of its own even after a torn one, and have it on disk."""
     line = (json.dumps(event) + "\n").encode()
@@ -204,11 +235,8 @@ def _append(path: Path, event: Event) -> None:
 
 def _events(path: Path) -> list[Event]:
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    return [value for line in lines if isinstance(value := _parsed(line), dict)]
+    return cast(list[Event], _whole(lines, _Event))
 
 
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+def _whole(lines: list[bytes], shape: type[_Line]) -> list[_Line]:
+    return [value for line in lines if (value := parsed_or_none(line, shape)) is not None]

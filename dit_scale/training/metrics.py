@@ -1,21 +1,18 @@
-"""What a run reports: metrics.jsonl, the console, wandb; cut back to the checkpoint after a kill."""
+"""What a run reports: metrics.jsonl and the console; cut back to the checkpoint after a kill."""
 
 import json
 import logging
-import netrc
 import os
-import secrets
 import time
 from collections import deque
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dit_scale.config import Config, WandbConfig, resolved
+from dit_scale.documents import parsed_or_none
 from dit_scale.files import atomic_write, is_full
-
-Mode = Literal["online", "offline", "disabled"]
+from dit_scale.training.history import Step
 
 log = logging.getLogger(__name__)
 
@@ -69,17 +66,16 @@ class Lines:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Keep the lines of steps up to ``step``; later ones are about to be written anew, a torn last one is dropped."""
+    """Keep the lines of steps up to ``step``; later ones are about to come again, what is no such line is dropped."""
     if not path.is_file():
         return
-    with path.open() as old, atomic_write(path, "w") as new:
+    with path.open("rb") as old, atomic_write(path) as new:
         for line in old:
-            try:
-                if json.loads(line)["step"] > step:
-                    break
-            except ValueError:
+            found = parsed_or_none(line, Step)
+            if found is not None and found["step"] > step:
                 break
-            new.write(line)
+            if found is not None and line.endswith(b"\n"):
+                new.write(line)
 
 
 class Console:
@@ -109,60 +105,3 @@ class Console:
             f"rate {metrics['learning_rate']:.1e}  {metrics['images_per_second']:.0f} images/s  "
             f"elapsed {elapsed}  left {left}"
         )
-
-
-class Wandb:
-    """A wandb run that keeps its id over restarts; offline by itself where there is no key."""
-
-    def __init__(self, config: Config, run_dir: Path):
-        mode = wandb_mode(config.wandb)
-        self._run: Any = None
-        if mode == "disabled":
-            return
-        import wandb
-
-        id_file = run_dir / "wandb-id"
-        if not id_file.is_file():
-            id_file.write_text(secrets.token_hex(4))
-        self._run = wandb.init(
-            project=config.wandb.project,
-            name=config.wandb.name or run_dir.resolve().name,
-            id=id_file.read_text().strip(),
-            resume="allow" if mode == "online" else None,
-            dir=run_dir,
-            mode=mode,
-            config=resolved(config),
-            settings=wandb.Settings(silent=True),
-        )
-
-    def log(self, metrics: dict[str, Any]) -> None:
-        """Log the metrics of one step."""
-        if self._run is not None:
-            values = {key: value for key, value in metrics.items() if value is not None and key not in ("step", "time")}
-            self._run.log(values, step=metrics["step"])
-
-    def log_picture(self, path: Path, step: int) -> None:
-        """Log a preview grid."""
-        if self._run is not None:
-            import wandb
-
-            self._run.log({"preview": wandb.Image(str(path))}, step=step)
-
-    def close(self) -> None:
-        """Finish the run, so that what was logged is on disk."""
-        if self._run is not None:
-            self._run.finish()
-
-
-def wandb_mode(settings: WandbConfig) -> Mode:
-    """Return online, offline or disabled; auto is online where an API key is found."""
-    if settings.mode != "auto":
-        return settings.mode
-    return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_key() else "offline"
-
-
-def _netrc_has_key() -> bool:
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

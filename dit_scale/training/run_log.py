@@ -1,6 +1,7 @@
 """All that a run writes down as it goes: metrics, validation losses, keys, records set aside; to files and wandb."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,7 +9,9 @@ import torch.distributed as dist
 
 from dit_scale.config import Config
 from dit_scale.distributed.runtime import World
-from dit_scale.training.metrics import Console, Lines, Wandb, cut_back, say
+from dit_scale.training.conveniences import Conveniences
+from dit_scale.training.dashboard import Dashboard
+from dit_scale.training.metrics import Console, Lines, cut_back, say
 
 METRICS, VALIDATION, RANKS = "metrics.jsonl", "validation.jsonl", "ranks.jsonl"
 _BY_RANK = ("keys-rank{}.jsonl", "set-aside-rank{}.jsonl")
@@ -19,15 +22,15 @@ log = logging.getLogger(__name__)
 class RunLog:
     """The run folder's logs, cut back to the step at which the run goes on."""
 
-    def __init__(self, config: Config, world: World, step: int):
+    def __init__(self, config: Config, world: World, step: int, conveniences: Conveniences):
         """Open the logs (collective)."""
-        self._run_dir, self._world = Path(config.run_dir), world
+        self._run_dir, self._world, self._conveniences = Path(config.run_dir), world, conveniences
         self._files: dict[str, Lines] = {}
         self._keys, self._set_aside = (name.format(world.rank) for name in _BY_RANK)
         self._records_keys = config.data.record_keys
         self.cut_back(step)
         self._console = Console(config.train.steps, config.log.every_steps) if world.is_rank_zero else None
-        self._wandb = Wandb(config, self._run_dir) if world.is_rank_zero else None
+        self._dashboard = Dashboard(config, self._run_dir, conveniences) if world.is_rank_zero else None
 
     def cut_back(self, step: int) -> None:
         """Forget what came after a step, which is about to come again (collective)."""
@@ -50,33 +53,38 @@ class RunLog:
 
     def metrics(self, metrics: dict[str, Any]) -> None:
         """Write a step's numbers (rank zero)."""
-        if self._console is not None and self._wandb is not None:
+        if self._console is not None and self._dashboard is not None:
             self._lines(METRICS).write(metrics)
             self._console.show(metrics)
-            self._wandb.log(metrics)
+            self._dashboard.log(metrics)
 
     def ranks(self, line: dict[str, Any]) -> None:
         """Write what each rank spent its time on (rank zero)."""
-        if self._wandb is not None:
-            self._lines(RANKS).write(line)
+        if self._world.is_rank_zero:
+            with self._guarded(RANKS):
+                self._lines(RANKS).write(line)
 
     def validation(self, step: int, loss: float, num_images: int) -> None:
         """Write a validation loss (rank zero)."""
-        if self._wandb is not None:
+        if self._dashboard is not None:
             self._lines(VALIDATION).write({"step": step, "validation_loss": loss, "images": num_images})
-            self._wandb.log({"step": step, "validation_loss": loss})
+            self._dashboard.log({"step": step, "validation_loss": loss})
             say(f"step {step}  validation loss {loss:.5f} over {num_images} images")
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Tell of an evaluation, which has written its own file (rank zero)."""
-        if self._wandb is not None:
-            self._wandb.log({"step": step} | {f"evaluation/{name}": value for name, value in metrics.items()})
+        if self._dashboard is not None:
+            self._dashboard.log({"step": step} | {f"evaluation/{name}": value for name, value in metrics.items()})
             say(f"step {step}  evaluation  " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
 
     def picture(self, path: Path, step: int) -> None:
         """Log a preview grid (rank zero)."""
-        if self._wandb is not None:
-            self._wandb.log_picture(path, step)
+        if self._dashboard is not None:
+            self._dashboard.log_picture(path, step)
+
+    def _guarded(self, name: str) -> AbstractContextManager[None]:
+        """Let what goes wrong with a file end the run, unless the run can do without it."""
+        return self._conveniences.attempt(f"writing {RANKS}") if name == RANKS else nullcontext()
 
     def _lines(self, name: str) -> Lines:
         if name not in self._files:
@@ -88,15 +96,17 @@ class RunLog:
 
     def sync(self) -> None:
         """Have all lines on disk, before a checkpoint that comes after them is."""
-        for lines in self._files.values():
-            lines.sync()
+        for name, lines in self._files.items():
+            with self._guarded(name):
+                lines.sync()
 
     def _close_files(self) -> None:
-        for lines in self._files.values():
-            lines.close()
+        for name, lines in self._files.items():
+            with self._guarded(name):
+                lines.close()
         self._files = {}
 
     def __exit__(self, *exception: object) -> None:
         self._close_files()
-        if self._wandb is not None:
-            self._wandb.close()
+        if self._dashboard is not None:
+            self._dashboard.close()

@@ -12,8 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dit_scale.autoencoder import copy_decoder
-from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_good, open_whole
-from dit_scale.checkpoint.averages import EMA, youth_of
+from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_good
 from dit_scale.config import Config, resolved
 from dit_scale.data.loader import Batch
 from dit_scale.distributed.devices import memory_of
@@ -31,7 +30,6 @@ from dit_scale.distributed.runtime import (
 from dit_scale.distributed.transfers import Readback, send
 from dit_scale.errors import NonFinite
 from dit_scale.files import full_disk_explained
-from dit_scale.interop import load_into, read_weights
 from dit_scale.models import DiT
 from dit_scale.models.flops import peak_flops, training_flops_per_image
 from dit_scale.recipe import model_of, objective_of
@@ -41,8 +39,10 @@ from dit_scale.training.attention_choice import settle_attention
 from dit_scale.training.bad_steps import FILE_NAME as BAD_STEPS
 from dit_scale.training.bad_steps import BadSteps, watched
 from dit_scale.training.between_steps import BetweenSteps
+from dit_scale.training.conveniences import Conveniences
 from dit_scale.training.data import autoencoder_folder, describe, open_dataset, open_loader
 from dit_scale.training.history import Recorder
+from dit_scale.training.initial import load_initial
 from dit_scale.training.markers import STOPPED, write_marker
 from dit_scale.training.memory import out_of_memory_explained
 from dit_scale.training.metrics import say
@@ -69,7 +69,7 @@ def train(config: Config, stop: StopRequest) -> None:
     plan_batches(config.train, world.world_size)  # refuse early what cannot be split
     with ExitStack() as stack:
         recorder = Recorder(Path(config.run_dir), world, config.engine.zero_stage)
-        stack.enter_context(full_disk_explained(f"run folder '{config.run_dir}'"))
+        stack.enter_context(full_disk_explained(config.run_dir, name="run folder"))
         if world.is_rank_zero:
             stack.enter_context(run_folder.only_writer(Path(config.run_dir)))
             stack.enter_context(recorder)
@@ -90,6 +90,7 @@ class Trainer:
         self.config, self.world, self.device, self.phases = config, world, device, phases
         self.run_dir = Path(config.run_dir)
         self.checkpoints = self.run_dir / "checkpoints"
+        self.conveniences = Conveniences(self.run_dir, world)
         self.dataset = open_dataset(config.data)
         self.data_description = describe(self.dataset)
         found = find_last_good(self.checkpoints, world)
@@ -101,7 +102,8 @@ class Trainer:
         model = self._new_model(is_new_run=found is None)
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         largest = max(part.stop - part.start for part in self.plan.micro_batches)
-        settle_attention(model, largest, torch.device(device), DTYPES[config.engine.precision], self.run_dir, world)
+        dtype = DTYPES[config.engine.precision]
+        settle_attention(model, largest, torch.device(device), dtype, self.run_dir, world, self.conveniences)
         self.flops_per_image = training_flops_per_image(model)
         latents = self.dataset.manifest.latents
         self.problem = Problem(objective, latents, config.seed, config.model.label_dropout, model.null_label)
@@ -115,7 +117,7 @@ class Trainer:
         self.bad_steps = BadSteps(self.run_dir, train, world, grad_norms)
         self.saving = Saving(self.checkpoints, config.checkpoint, world, self.state.part().num_bytes())
         self.time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
-        self.between_steps = BetweenSteps(config, self.dataset, self.problem, world, device, phases)
+        self.between_steps = BetweenSteps(config, self.dataset, self.problem, world, device, phases, self.conveniences)
         self.log = self._prepare_folder()
         self.pending: _Report | None = None
         self.reason: str | None = None
@@ -304,17 +306,8 @@ class Trainer:
             torch.manual_seed(config.seed)
             model = model_of(config.model, self.dataset.manifest.latents, len(self.dataset.class_names))
         if is_new_run and config.init_from is not None:
-            origin = Path(config.init_from)
-            weights = self._average_of(origin) if origin.is_dir() else read_weights(origin)
-            load_into(model, weights, config.init_from)
+            load_initial(model, config.init_from)
         return model
-
-    def _average_of(self, run: Path) -> dict[str, Tensor]:
-        """Return the EMA of another run, to begin with."""
-        checkpoint = open_whole(run)
-        if self.world.is_rank_zero and (said := youth_of(checkpoint, EMA)):
-            log.warning("%s; dit-scale export --weights master writes the trained weights, for init_from=FILE", said)
-        return checkpoint.whole(EMA)
 
     def _begin(self, found: Checkpoint | None, weights: dict[str, Tensor]) -> Position:
         """Load the checkpoint, or begin with initial weights; return where the run stands."""
@@ -333,8 +326,9 @@ class Trainer:
                 self.run_dir, self.config, f"{self.world.world_size} x {memory_of(self.device).name}"
             )
             identity = self.dataset.manifest.autoencoder
-            copy_decoder(identity, autoencoder_folder(self.dataset), self.run_dir / AUTOENCODER_FOLDER)
-        return RunLog(self.config, self.world, self.position.step)
+            with self.conveniences.attempt("keeping the decoder"):
+                copy_decoder(identity, autoencoder_folder(self.dataset), self.run_dir / AUTOENCODER_FOLDER)
+        return RunLog(self.config, self.world, self.position.step, self.conveniences)
 
     def __enter__(self) -> "Trainer":
         return self

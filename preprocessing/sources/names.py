@@ -3,7 +3,8 @@
 import os
 from pathlib import PurePosixPath
 
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"})
+from dit_scale.image_files import IMAGE_ENDINGS
+
 LIST_ENDINGS = frozenset({".jsonl", ".csv"})
 
 

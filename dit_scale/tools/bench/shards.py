@@ -27,7 +27,7 @@ def write_synthetic(folder: Path, num_records: int, mirrors: int) -> Manifest:
     layout, sums = RecordLayout(mirrors, _LATENTS.moments_shape), no_latents(_LATENTS.channels, _LATENTS.size**2)
     entries: list[ShardEntry] = []
     folder.mkdir(parents=True)
-    with full_disk_explained(f"'{folder}'"):
+    with full_disk_explained(folder):
         for number, first in enumerate(range(0, num_records, _SHARD_RECORDS)):
             indices = range(first, min(first + _SHARD_RECORDS, num_records))
             entry, shard_sums = write_shard(folder, shard_name(number), layout, _random_records(indices, mirrors))

@@ -77,7 +77,7 @@ def _examine(config: Config, world: World, device: str) -> list[Finding]:
             guarded("disk", hardware.disk, rates),
             guarded("run folder", run.resumability, config, dataset, world),
             *_of_checkpoints(model, config, rates),
-            guarded("wandb", software.wandb, config.wandb),
+            guarded("wandb", software.wandb, config.wandb, world),
         ]
     finally:
         if isinstance(dataset, LatentDataset):

@@ -1,31 +1,28 @@
 """Versions against those that are tested together, and whether wandb can work as it is set."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, requires, version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from packaging.requirements import Requirement
 from packaging.version import Version
 
 import dit_scale
+from dit_scale import memory_efficient
 from dit_scale.config import WandbConfig
+from dit_scale.distributed.runtime import World
 from dit_scale.tools.doctor.finding import Finding, Status
-from dit_scale.training.metrics import wandb_mode
+from dit_scale.training.conveniences import Trouble
+from dit_scale.training.dashboard import has_key, server, wandb_mode
+from dit_scale.versions import requirements, untested
 
 _SHOWN = ("torch", "deepspeed", "xformers")
 
 
 def versions() -> Finding:
     """Compare installed versions with what the package requires and, in a checkout, with constraints.txt."""
-    installed: dict[str, str] = {}
-    broken: list[str] = []
-    for requirement in _requirements():
-        try:
-            installed[requirement.name] = found = version(requirement.name)
-            if not requirement.specifier.contains(found, prereleases=True):
-                broken.append(f"{requirement.name} {found} is not {requirement.specifier}")
-        except PackageNotFoundError:
-            broken.append(f"{requirement.name} is not installed")
+    installed = _installed()
+    broken = untested()
     others = _other_than_tested(installed)
     figure = ", ".join(
         [f"python {platform.python_version()}", *(f"{name} {installed.get(name, 'none')}" for name in _SHOWN)]
@@ -34,39 +31,56 @@ def versions() -> Finding:
     if broken:
         way_out = "uv pip install -c constraints.txt -e ."
         return Finding("versions", Status.FAIL, f"{figure}; {', '.join(broken)}", way_out, details)
+    if unloaded := memory_efficient.obstacle():
+        return Finding("versions", Status.WARN, f"{figure}; {unloaded.reason}", unloaded.fix, details)
     if others:
         way_out = "install the set that is tested together: uv pip install -c constraints.txt -e ."
         return Finding("versions", Status.WARN, f"{figure}; {', '.join(others)}", way_out, details)
     return Finding("versions", Status.PASS, figure, "", details)
 
 
-def wandb(settings: WandbConfig) -> Finding:
-    """Say how wandb will log, and whether it can."""
+def wandb(settings: WandbConfig, world: World) -> Finding:
+    """Say how wandb will log, and whether it can; a warning at most, since training goes on without."""
     mode = wandb_mode(settings)
     if mode == "disabled":
         return Finding("wandb", Status.PASS, "disabled")
     try:
         figure = f"{mode} (wandb {version('wandb')}, wandb.mode={settings.mode})"
     except PackageNotFoundError:
-        return Finding(
-            "wandb", Status.FAIL, f"{mode}, but it is not installed", "pip install wandb, or wandb.mode=disabled"
-        )
-    has_key = wandb_mode(WandbConfig()) == "online"
-    if mode == "online" and not has_key:
-        return Finding("wandb", Status.FAIL, f"{figure} without an API key", "wandb login, or wandb.mode=offline")
-    if settings.mode == "auto" and mode == "offline":
-        return Finding("wandb", Status.PASS, f"{figure}: no API key is found; 'wandb sync' sends the run later")
-    return Finding("wandb", Status.PASS, figure)
+        way_out = "pip install wandb, or wandb.mode=disabled"
+        return Finding("wandb", Status.WARN, f"{mode}, but it is not installed: the run logs without it", way_out)
+    if mode == "offline":
+        return Finding("wandb", Status.PASS, f"{figure}; 'wandb sync' sends the run later")
+    if not has_key():
+        way_out = "wandb login, or wandb.mode=offline"
+        return Finding("wandb", Status.WARN, f"{figure} without an API key: the run logs offline", way_out)
+    refusal = _refusal_of_server() if world.is_rank_zero else None  # which alone logs there
+    if refusal is not None:
+        way_out = f"see that this host reaches {server()} and that the key is right, or wandb.mode=offline"
+        return Finding("wandb", Status.WARN, f"{figure}, but the run would log offline: {refusal}", way_out)
+    return Finding("wandb", Status.PASS, figure + (f", {server()} takes the key" if world.is_rank_zero else ""))
 
 
-def _requirements() -> list[Requirement]:
-    """Return what the installed package requires here."""
+def _refusal_of_server() -> str | None:
+    """Log in to wandb's server, for 10 seconds at most ($WANDB_HTTP_TIMEOUT); return what went wrong."""
+    import wandb
+
     try:
-        lines = requires("dit_scale") or []
-    except PackageNotFoundError:
-        return []
-    needed = [Requirement(line) for line in lines]
-    return [need for need in needed if need.marker is None or need.marker.evaluate({"extra": ""})]
+        wandb.login(verify=True)
+    except Exception as error:  # wandb raises of all kinds
+        return Trouble.of(error).sentence
+    finally:
+        wandb.teardown()
+    return None
+
+
+def _installed() -> dict[str, str]:
+    """Return the version of each package that dit_scale requires here and that is installed."""
+    found = {}
+    for need in requirements():
+        with suppress(PackageNotFoundError):
+            found[need.name] = version(need.name)
+    return found
 
 
 def _other_than_tested(installed: dict[str, str]) -> list[str]:
