@@ -48,6 +48,8 @@ class ClassNames(tuple[str, ...]):
             return found[0]
         if found:
             raise InputError(f"'{name}' is the name of {in_words(found)}; give the number")
+        if (number := as_number(name)) is not None and number < len(self):
+            raise InputError(f"no class is named '{name}'; --classes {number} takes label {number}")
         hint = nearest(name, self._by_name)
         more = " --class takes a name with a comma" if "," in hint and "did you mean" in hint else ""
         raise InputError(f"no class is named '{name}'{hint}{more}")

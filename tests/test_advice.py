@@ -39,12 +39,18 @@ OTHERS_OPTIONS = {
     *("--gpus-per-node", "--mem", "--signal", "--job-name", "--output", "--export", "--dependency"),  # sbatch
     *("--kill-on-invalid-dep", "--parsable", "--test-only", "--array"),  # sbatch
     *("--dereference", "--hard-dereference"),  # tar
+    *("--master_port", "--main_process_port"),  # deepspeed's launcher, accelerate
     "--abbrev",  # git
 }
 """Options of other programs."""
 
 EXCEPTIONS = {
     ("dit_scale.autoencoder.base", "image_size"): "only encode asks for the size of a latent",
+    ("dit_scale.config.loading", "data.path"): "an example of how a setting is written",
+    ("dit_scale.config.training", "data.held_out_fraction"): "sample checks settings of its own, not a run's",
+    ("dit_scale.config.training", "diffusion.num_timesteps"): "the same",
+    ("dit_scale.config.training", "model.label_dropout"): "the same",
+    ("dit_scale.config.training", "validation.every_steps"): "the same",
     ("dit_scale.data.dataset", "data.held_out_fraction"): "inspect opens a folder whole",
     ("dit_scale.data.mixture", "data.class_names"): "inspect opens one folder, under its own names",
     ("dit_scale.data.cache", "data.cache"): "convert and verify read local folders alone",
@@ -120,7 +126,7 @@ class Doable:
 
     def _advised(self, text: str) -> list[str]:
         """Return the options and settings that a sentence names."""
-        options = [word for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text) if word not in OTHERS_OPTIONS]
+        options = [word for word in re.findall(r"(?<![\w-])--[a-z][a-z_-]*[a-z]", text) if word not in OTHERS_OPTIONS]
         dotted = re.findall(r"(?<![\w/.-])([a-z_]+(?:\.[a-z_0-9]+)+)(?![\w(])", text)
         is_file = re.compile(r"\.(py|md|json|jsonl|yaml|safetensors|npy|npz|sbatch)$").search
         settings = [key for key in dotted if key.partition(".")[0] in self.sections and not is_file(key)]
@@ -129,7 +135,7 @@ class Doable:
 
     def _lacking(self, sentence: Sentence, what: str, known: Mapping[str, set[str]]) -> list[str]:
         named = {name for name in known if re.search(rf"\b{name}\b(?!\])", sentence.text)}
-        if re.search(r"\b(a|the) run\b", sentence.text):
+        if re.search(r"\b(a run|the run|trains)\b", sentence.text):
             named.add("train")
         if any(what in known[name] for name in named):
             return []
@@ -153,13 +159,13 @@ def reached() -> dict[str, set[Unit]]:
     return {name: code.reached_from(units) for name, units in doable().roots.items()}
 
 
-def _complaints(modules: Iterable[Module]) -> dict[tuple[str, str], str]:
+def _complaints(modules: Iterable[Module]) -> dict[tuple[str, str], list[str]]:
     """Return the sentences that advise what cannot be done, by module and what that is."""
-    found = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for sentence in _sentences(modules):
         for complaint in doable().complaints(sentence):
             where = f"{sentence.module}:{sentence.line}: {complaint}: {sentence.text}"
-            found[sentence.module, re.sub(r" for .*", "", complaint)] = where
+            found.setdefault((sentence.module, re.sub(r" for .*", "", complaint)), []).append(where)
     return found
 
 
@@ -206,7 +212,7 @@ def _kinds(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def test_every_sentence_advises_what_can_be_done() -> None:
     found = _complaints(Code(ROOT, PACKAGES).modules.values())
-    wrong = [where for key, where in found.items() if key not in EXCEPTIONS]
+    wrong = [where for key, places in found.items() if key not in EXCEPTIONS for where in places]
     assert not wrong, "\n".join(wrong)
     assert not (unneeded := EXCEPTIONS.keys() - found.keys()), unneeded
 

@@ -53,7 +53,7 @@ def test_digits_that_are_names_too(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InputError, match=r"class 10 is not a number below 4, .*; it is the name of label 1: give that"):
         names.label_of("10")
     assert (names.label_of("007"), names.label_of("03")) == (3, 3)
-    with pytest.raises(InputError, match="no class is named '3'"):
+    with pytest.raises(InputError, match="no class is named '3'; --classes 3 takes label 3"):
         names.label_named("3")
     with pytest.raises(InputError, match="no class is named '²'"):  # a digit to Python, no number
         names.label_of("²")

@@ -59,7 +59,7 @@ def default_cache() -> Path | None:
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError as error:
-        log.warning("no cache for the reference's features (%s); give --cache, or set XDG_CACHE_HOME", error)
+        log.warning("no cache for the reference's features (%s); set XDG_CACHE_HOME, or give evaluate's --cache", error)
         return None
     return caches / "dit_scale" / "references"
 
@@ -228,8 +228,8 @@ def _keep(path: Path, reference: Reference) -> None:
                     np.lib.format.write_array(member, value.numpy(), allow_pickle=False)
     except Exception as error:  # a full disk may end in any complaint of zipfile's
         log.warning(
-            "the reference's features are not kept in '%s' (%s), so the next evaluation computes them again; --cache "
-            "names another folder",
+            "the reference's features are not kept in '%s' (%s), so the next evaluation computes them again; "
+            "XDG_CACHE_HOME, or evaluate's --cache, names another folder",
             path.parent,
             _reason(error),
         )
