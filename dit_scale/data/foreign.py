@@ -13,6 +13,7 @@ from xxhash import xxh3_64_intdigest
 
 from dit_scale.documents import parsed_or_none
 from dit_scale.errors import InputError
+from dit_scale.kinds import TAR, kind_of
 
 DTYPES = ("float16", "float32", "float64")
 
@@ -60,7 +61,9 @@ def samples(tar: Path, ending: str = "npy") -> Iterator[Sample]:
                     offset, array = arrays.pop(key)
                     yield Sample(key, labels.pop(key), offset, array.shape, array.dtype.name, array)
     except tarfile.TarError as error:
-        raise InputError(f"'{tar}' is not a whole, uncompressed tar ({error}); give another or mend it") from error
+        kind = kind_of(tar)
+        how = f"not whole ({error})" if kind == TAR else f"{kind}, not an uncompressed tar"
+        raise InputError(f"'{tar}' is {how}; give a whole tar of KEY.npy and KEY.cls") from error
     if arrays:
         raise InputError(f"'{tar}' holds '{min(arrays)}.{ending}' but no '{min(arrays)}.cls'; give each its label")
 

@@ -58,8 +58,8 @@ def default_cache() -> Path | None:
     """Return where references are kept: below $XDG_CACHE_HOME, or ~/.cache; None for a user without a home."""
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError as error:
-        log.warning("no cache for the reference's features (%s); set XDG_CACHE_HOME, or give evaluate's --cache", error)
+    except RuntimeError:
+        log.warning("the reference's features are not kept, since this user has no home folder; set XDG_CACHE_HOME")
         return None
     return caches / "dit_scale" / "references"
 

@@ -121,7 +121,7 @@ def test_mistakes_get_one_sentence(vae: Path, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "a.tar").write_bytes(b"no tar" * 100)
     with pytest.raises(SystemExit):
         main(["index", str(tmp_path), "--autoencoder", str(vae)])
-    assert "is not a whole, uncompressed tar" in capsys.readouterr().err
+    assert "a.tar' is a file, not an uncompressed tar; give a whole tar" in capsys.readouterr().err
 
 
 def test_nothing_of_anybody_is_written_over(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
