@@ -55,7 +55,7 @@ def load_options(schema: type[T], given: dict[str, str | list[str] | dict[str, s
 
 def config_from(schema: type[T], values: dict[str, Any]) -> T:
     """Return ``schema`` filled from plain dictionaries, such as ``resolved`` makes; what was right once is taken."""
-    return OmegaConf.to_object(OmegaConf.merge(_structured(schema), values))  # type: ignore[return-value]
+    return OmegaConf.to_object(OmegaConf.merge(_structured(schema), values))  # type: ignore
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _structured(schema: type) -> Any:
 def _filled(schema: type[T], parts: list[Any]) -> T:
     """Return ``schema`` with the parts merged into it, later ones winning."""
     try:
-        config: T = OmegaConf.to_object(OmegaConf.merge(_structured(schema), *parts))  # type: ignore[assignment]
+        return OmegaConf.to_object(OmegaConf.merge(_structured(schema), *parts))  # type: ignore
     except MissingMandatoryValue as error:
         raise InputError(
             f"'{error.full_key}' has no value and no default; set it in the config or give {error.full_key}=…"
@@ -94,7 +94,6 @@ def _filled(schema: type[T], parts: list[Any]) -> T:
     except OmegaConfBaseException as error:
         where = f"'{error.full_key}': " if error.full_key else ""
         raise InputError(f"{where}{str(error).splitlines()[0]}") from error
-    return config
 
 
 def _read_file(path: Path, schema: type) -> Any:
