@@ -19,8 +19,8 @@ def command(arguments: list[object], ranks: int = 1, module: str = "dit_scale") 
     words = [str(word) for word in arguments]
     if ranks == 1:
         return [sys.executable, "-m", module, *words]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [*launcher, "-m", module, *words]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    return [*torchrun, "--nproc-per-node", str(ranks), "-m", module, *words]
 
 
 def environment() -> dict[str, str]:
@@ -30,17 +30,23 @@ def environment() -> dict[str, str]:
 
 
 def run(
-    arguments: list[object], ranks: int = 1, module: str = "dit_scale", timeout: float = 300.0, check: bool = True
+    arguments: list[object],
+    ranks: int = 1,
+    module: str = "dit_scale",
+    timeout: float = 300.0,
+    check: bool = True,
+    variables: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m module …` to the end on so many ranks and return what they printed.
 
     Real processes, forked from one that has imported torch and DeepSpeed. With ``check``, a failure shows the output.
+    ``variables`` are added to their environment.
     """
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
         stdout.touch(), stderr.touch()
         words = [str(word) for word in arguments]
-        request = {"words": words, "module": module, "ranks": ranks, "environment": environment()}
+        request = {"words": words, "module": module, "ranks": ranks, "environment": environment() | (variables or {})}
         files = {"stdout": str(stdout), "stderr": str(stderr)}
         status = _server.run(request | files, environment(), timeout)
         result = subprocess.CompletedProcess(words, status, stdout.read_text(), stderr.read_text())

@@ -157,7 +157,8 @@ def has_key() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(urlsplit(server()).hostname or "") is not None
+        path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+        return netrc.netrc(path).authenticators(urlsplit(server()).hostname or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -187,7 +188,7 @@ def _log_picture(run: Any, path: Path, step: int) -> None:
 
 def _teardown() -> None:
     """Have wandb's own process end; what is wrong with it has been told."""
-    with suppress(Exception):
+    with suppress(Exception, SystemExit):  # it exits with its process's status where that was killed
         import wandb
 
         wandb.teardown()

@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 
 from dit_scale.cli import main
+from dit_scale.config import WandbConfig
+from dit_scale.distributed.runtime import World
+from dit_scale.tools.doctor import software
+from dit_scale.tools.doctor.finding import Status
 from tests.end_to_end.conftest import images, shards  # noqa: F401 (fixtures)
 from tests.end_to_end.runs import TINY, settings
 from tests.launch import run
+from tests.wandb_server import wandb_server
 
 CHECKS = {
     *("versions", "device", "process group", "model", "attention", "memory", "host memory", "batch", "shards"),
@@ -149,3 +154,31 @@ def test_no_room_for_a_checkpoint(shards: Path, full_disk: Path, tmp_path: Path)
     assert "No space left on device" in findings["disk"]["figure"]
     assert "with room left" in findings["disk"]["way_out"]
     assert list(full_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("refuses", "variables", "status", "part"),
+    [
+        (False, {}, Status.PASS, " takes the key"),
+        (True, {}, Status.WARN, "but the run would log offline: AuthenticationError: "),
+        (None, {}, Status.WARN, "but the run would log offline: AuthenticationError: "),
+        (None, {"WANDB_API_KEY": ""}, Status.WARN, "without an API key: the run logs offline"),
+    ],
+)
+def test_whether_wandb_answers(
+    refuses: bool | None,
+    variables: dict[str, str],
+    status: Status,
+    part: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A server that takes the key, one that does not, and none."""
+    with wandb_server(bool(refuses)) as server:
+        url = "http://127.0.0.1:9" if refuses is None else server.url
+        own = {"HOME": str(tmp_path), "WANDB_BASE_URL": url, "WANDB_API_KEY": "0123456789" * 4}
+        for name, value in (own | {"WANDB_HTTP_TIMEOUT": "5" if refuses is not None else "1"} | variables).items():
+            monkeypatch.setenv(name, value)
+        found = software.wandb(WandbConfig(mode="online"), World())
+    assert (found.status, part in found.figure) == (status, True), found
+    assert "wandb.mode=offline" in found.way_out or status == Status.PASS

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
-from dit_scale.config import WandbConfig
-from dit_scale.training.metrics import Lines, cut_back, wandb_mode
+from dit_scale.training.metrics import Lines, cut_back
 
 
 def test_lines_after_the_checkpoint_and_a_torn_one_go(tmp_path: Path) -> None:
@@ -23,12 +20,3 @@ def test_a_torn_line_within_the_kept_steps_ends_the_file(tmp_path: Path) -> None
     path.write_text('{"step": 1}\n{"st')
     cut_back(path, 5)
     assert path.read_text() == '{"step": 1}\n'
-
-
-def test_wandb_is_offline_by_itself_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert wandb_mode(WandbConfig()) == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "k")
-    assert wandb_mode(WandbConfig()) == "online"
-    assert wandb_mode(WandbConfig(mode="disabled")) == "disabled"
