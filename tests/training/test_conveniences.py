@@ -21,10 +21,12 @@ def test_a_failure_is_told_the_first_tenth_and_hundredth_time(
             raise OSError(28, f"No space left\non device {step}")
     with conveniences.attempt("wandb"):
         raise ValueError
+    full = "No space left on device"
     assert caplog.messages == [
-        "preview failed at step 1 (OSError: [Errno 28] No space left on device 1); training goes on",
-        "preview failed at step 10 for the 10th time (OSError: [Errno 28] No space left on device 10); training goes on",
-        "preview failed at step 100 for the 100th time (OSError: [Errno 28] No space left on device 100); training goes on",
+        *(
+            f"preview failed at step {step}{again} (OSError: [Errno 28] {full} {step}); training goes on"
+            for step, again in ((1, ""), (10, " for the 10th time"), (100, " for the 100th time"))
+        ),
         "wandb failed (ValueError: no reason given); training goes on",
     ]
     first, second = read_history(tmp_path)[-1].troubles
