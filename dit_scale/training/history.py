@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NotRequired, Self, TypedDict, TypeVar, cast
+from typing import Any, Literal, NotRequired, Self, TypedDict, TypeVar, cast
 
 from dit_scale.distributed.runtime import World, launcher_job
 from dit_scale.documents import parsed_or_none
@@ -42,6 +42,14 @@ class _Event(TypedDict):
     time: float
     cause: NotRequired[str]
     restart: NotRequired[int | None]
+
+
+class _Trouble(TypedDict):
+    event: Literal["trouble"]
+    step: int | None
+    time: float
+    what: str
+    error: str
 
 
 @dataclass(frozen=True)
@@ -235,7 +243,8 @@ def _append(path: Path, event: Event) -> None:
 
 def _events(path: Path) -> list[Event]:
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    return cast(list[Event], _whole(lines, _Event))
+    shape: Any = _Event | _Trouble
+    return cast(list[Event], _whole(lines, shape))
 
 
 def _whole(lines: list[bytes], shape: type[_Line]) -> list[_Line]:
