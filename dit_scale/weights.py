@@ -49,6 +49,21 @@ def check_names_and_shapes(
             raise InputError(f"weights '{origin}' are of another model: {name} is {there} there and {here} here; {fix}")
 
 
+def from_diffusers(name: str) -> Any:
+    """Return a class of diffusers, imported without what it says of optional packages that have no part in it.
+
+    Takes seconds the first time, so it is asked for only where one is used.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # diffusers sets the level of its own loggers while it is imported
+    try:
+        import diffusers
+
+        return getattr(diffusers, name)
+    finally:
+        logging.disable(before)
+
+
 @contextmanager
 def pretrained(what: str, fix: str) -> Iterator[None]:
     """Turn what diffusers raises while it loads into one sentence about ``what``."""

@@ -1,6 +1,9 @@
 """Weights by name, and that there is one place for each way to load them."""
 
 import ast
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,10 +57,31 @@ def test_weights_are_loaded_in_one_place_each() -> None:
     hub = {path for path, name in names if name.endswith(".from_pretrained")}
     assert hub == {"dit_scale/weights.py"}
     pickles = {path for path, name in names if name in ("torch.load", "pickle.load", "pickle.loads", "joblib.load")}
-    assert pickles == {"dit_scale/interop/torch_file.py"}
+    # The second reads statistics of images, whose arrays of numpy it must keep.
+    assert pickles == {"dit_scale/interop/torch_file.py", "dit_scale/evaluation/reference.py"}
+    loads = [
+        {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        for _, call, n in calls()
+        if n == "torch.load"
+    ]
+    assert [options.get("weights_only") for options in loads] == ["True", "True"]
     lenient = [
         path
         for path, call, name in calls()
         if name.endswith(".load_state_dict") and any(keyword.arg == "strict" for keyword in call.keywords)
     ]
     assert lenient == []
+
+
+def test_diffusers_is_imported_without_a_word() -> None:
+    """It would tell of torchao's optional parts, and xformers of its build, above every command's output."""
+    code = "from dit_scale.weights import from_diffusers; print(from_diffusers('AutoencoderKL').__name__)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (result.stdout, result.stderr) == ("AutoencoderKL\n", "")
+    imports = [
+        str(path.relative_to(ROOT))
+        for package in ("dit_scale", "preprocessing")
+        for path in Path(ROOT, package).rglob("*.py")
+        if re.search(r"^\s+(from diffusers import|import diffusers)", path.read_text(), re.M)
+    ]
+    assert imports == ["dit_scale/weights.py"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from dit_scale.autoencoder.base import Autoencoder
 from dit_scale.errors import InputError
 from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE
-from dit_scale.weights import from_pretrained, pretrained
+from dit_scale.weights import from_diffusers, from_pretrained, pretrained
 
 
 class ConvAutoencoder(Autoencoder):
@@ -74,15 +74,13 @@ def load_convolutional(
 
     ``or_else`` is what the caller may take instead, for that sentence.
     """
-    from diffusers import AutoencoderKL
-
     what = f"autoencoder '{name}'"
     with pretrained(
         what,
         f"give a hub name that this machine can reach, a local folder of a diffusers autoencoder, or a folder with "
         f"autoencoder.safetensors{or_else}",
     ):
-        config, _, commit = AutoencoderKL.load_config(
+        config, _, commit = from_diffusers("AutoencoderKL").load_config(
             name, revision=revision, return_unused_kwargs=True, return_commit_hash=True
         )
     model_class = model_class_of(config.get("_class_name"), name)
@@ -102,9 +100,7 @@ def model_class_of(kind: str | None, where: str) -> Any:
     """Return the class of diffusers with this name, if it is one that can be used here."""
     if kind not in ConvAutoencoder.KINDS:
         raise InputError(f"autoencoder '{where}' is of class {kind}; give one of {', '.join(ConvAutoencoder.KINDS)}")
-    import diffusers  # seconds to import, so only where one is used
-
-    return getattr(diffusers, kind)
+    return from_diffusers(kind)
 
 
 def _own_normalisation(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -20,7 +20,7 @@ from dit_scale.interop.pipeline_names import (
     to_pipeline_names,
     to_published_names,
 )
-from dit_scale.weights import from_pretrained
+from dit_scale.weights import from_diffusers, from_pretrained
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +101,7 @@ def write_pipeline(
 
     ``weights`` have published names and a null label; the label table is filled up to 1001 rows.
     """
-    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
-
-    transformer: Any = DiTTransformer2DModel(
+    transformer = from_diffusers("DiTTransformer2DModel")(
         num_attention_heads=num_heads,
         attention_head_dim=architecture.hidden_size // num_heads,
         in_channels=architecture.in_channels,
@@ -116,7 +114,8 @@ def write_pipeline(
         **_FIXED,
     )
     transformer.load_state_dict(to_pipeline_names(pad_labels(weights), architecture.depth))
-    pipeline: Any = DiTPipeline(transformer, autoencoder, DDIMScheduler(**_scheduler_settings(noise)))
+    scheduler = from_diffusers("DDIMScheduler")(**_scheduler_settings(noise))
+    pipeline = from_diffusers("DiTPipeline")(transformer, autoencoder, scheduler)
     pipeline.register_to_config(id2label=dict(enumerate(class_names)))  # which the pipeline itself does not keep
     pipeline.save_pretrained(folder)
 
@@ -141,10 +140,10 @@ def read_pipeline(folder: Path, class_names: Sequence[str] | None = None) -> Pip
 
 
 def _load_transformer(folder: Path) -> Any:
-    from diffusers import DiTTransformer2DModel
-
     path = folder / "transformer"
-    return from_pretrained(DiTTransformer2DModel, path, f"'{path}'", "copy the folder again", local_files_only=True)
+    return from_pretrained(
+        from_diffusers("DiTTransformer2DModel"), path, f"'{path}'", "copy the folder again", local_files_only=True
+    )
 
 
 def _check_transformer(config: Mapping[str, Any], folder: Path) -> None:

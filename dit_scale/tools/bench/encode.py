@@ -16,6 +16,7 @@ from dit_scale.errors import InputError
 from dit_scale.tools.bench.images import write_images
 from dit_scale.tools.bench.measure import Cost, Spread, in_rounds, one_thread
 from dit_scale.tools.bench.report import check_target, origin_of, show, show_table, write_report
+from dit_scale.weights import from_diffusers
 from preprocessing.decoding import Decoded
 from preprocessing.encode import encode_part
 from preprocessing.job import Job
@@ -74,18 +75,17 @@ def _configs(settings: list[str], folder: Path) -> dict[str, EncodeConfig]:
 def _write_small_kl(folder: Path) -> Path:
     """Write an AutoencoderKL of Stable Diffusion's architecture, but narrow and with random weights."""
     import torch
-    from diffusers import AutoencoderKL
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        AutoencoderKL(
+        from_diffusers("AutoencoderKL")(
             block_out_channels=_SMALL_WIDTHS,
             down_block_types=("DownEncoderBlock2D",) * len(_SMALL_WIDTHS),
             up_block_types=("UpDecoderBlock2D",) * len(_SMALL_WIDTHS),
             layers_per_block=2,
             latent_channels=4,
             norm_num_groups=16,
-        ).save_pretrained(folder)  # type: ignore[attr-defined]
+        ).save_pretrained(folder)
     return folder
 
 
