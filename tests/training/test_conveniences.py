@@ -21,10 +21,11 @@ def test_a_failure_is_told_the_first_tenth_and_hundredth_time(
             raise OSError(28, f"No space left\non device {step}")
     with conveniences.attempt("wandb"):
         raise ValueError
+    full = "OSError: [Errno 28] No space left on device"
     assert caplog.messages == [
-        "preview failed at step 1 (OSError: [Errno 28] No space left on device 1); training goes on",
-        "preview failed at step 10 for the 10th time (OSError: [Errno 28] No space left on device 10); training goes on",
-        "preview failed at step 100 for the 100th time (OSError: [Errno 28] No space left on device 100); training goes on",
+        f"preview failed at step 1 ({full} 1); training goes on",
+        f"preview failed at step 10 for the 10th time ({full} 10); training goes on",
+        f"preview failed at step 100 for the 100th time ({full} 100); training goes on",
         "wandb failed (ValueError: no reason given); training goes on",
     ]
     first, second = read_history(tmp_path)[-1].troubles
