@@ -24,7 +24,7 @@ precision=bf16
 grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo || [ -e /dev/nvidia0 ] || precision=fp32
 
 say "3/5 train: a DiT on two ranks under DeepSpeed ZeRO-2, in $precision"
-OMP_NUM_THREADS=1 "$bin/torchrun" --standalone --nproc-per-node 2 -m dit_scale \
+OMP_NUM_THREADS=1 "$bin/torchrun" --standalone --local-addr 127.0.0.1 --nproc-per-node 2 -m dit_scale \
     train quickstart "data.path=$out/latents" "run_dir=$out/run" "engine.precision=$precision" "${settings[@]}"
 
 say "4/5 sample: new images from the EMA, with guidance"
