@@ -25,6 +25,9 @@ compiled=("${common[@]}" --compile --rounds "$rounds")
 python -m pytest -q -m gpu tests/models tests/distributed/test_gate.py 2>&1 | tee "$out/tests.txt" | tail -n 3
 bench attention-256 attention "${common[@]}" --batch-size $(((batch + 1) / 2))
 bench attention-512 attention "${common[@]}" --image-size 512 --batch-size "$quarter"
+for size in 256 512; do # heads of 64 instead of 72
+    bench attention-64-$size attention --model DiT-L/2 --precision bf16 --image-size $size --batch-size "$quarter"
+done
 bench step-256 step "${compiled[@]}" --batch-size "$batch"
 bench step-256-small step "${compiled[@]}" --batch-size $(((batch + 7) / 8))
 bench step-256-peer step "${compiled[@]}" --batch-size "$quarter" --peer-path "$peer"

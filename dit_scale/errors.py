@@ -1,7 +1,11 @@
 """Errors that are told in one sentence: what the user can mend, and what went wrong around the program."""
 
 import difflib
+import json
 from collections.abc import Iterable
+
+_LONGEST_LIST = 160
+"""Characters."""
 
 
 class InputError(ValueError):
@@ -23,7 +27,23 @@ class NonFinite(Failure):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the closest known name, or the list of all where none is close."""
+    """Return ``; did you mean 'x'?`` for the closest known name, or the list of them where none is close."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; choose one of {', '.join(known)}"
+    return f"; did you mean '{close[0]}'?" if close else f"; choose one of {few(known)}"
+
+
+def few(names: Iterable[str]) -> str:
+    """Return names parted by commas; of many, the first ones and how many there are, since a message is a sentence."""
+    names = list(names)
+    total = 0
+    for count, name in enumerate(names):
+        total += len(name) + 2
+        if count and total > _LONGEST_LIST:
+            return f"{', '.join(names[:count])}, … ({len(names)} in all)"
+    return ", ".join(names)
+
+
+def shown(value: object) -> str:
+    """Return a value of a protocol for a sentence, a long list cut short."""
+    return f"[{few(map(json.dumps, value))}]" if isinstance(value, list) else json.dumps(value)

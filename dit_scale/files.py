@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that appears at ``path`` only once it is complete and on disk.
 
-    The temporary name holds host and process, so two writers never share one; it is removed on failure.
+    The temporary name holds host and process, so two writers never share one; it is removed on failure. An error of
+    the disk names the file.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
@@ -33,9 +35,11 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # on a file system that may not be written to, which the first error says
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -118,14 +122,40 @@ def is_full(error: OSError) -> bool:
 
 
 @contextmanager
-def full_disk_explained(what: str, again: str = "which goes on with what is missing") -> Iterator[None]:
-    """Turn a full disk into one sentence about ``what``, and about what running ``again`` does."""
+def full_disk_explained(
+    folder: str | Path, again: str = "which goes on with what is missing", name: str = ""
+) -> Iterator[None]:
+    """Turn a full disk into one sentence about the ``folder`` (by its ``name``, if it has one), or about the other
+    place that was written to; and about what running ``again`` does.
+    """
     try:
         yield
     except OSError as error:
         if not is_full(error):
             raise
-        raise Failure(f"{what} has no room left ({error.strerror}); make some and run this again, {again}") from error
+        where = _without_room(Path(folder), f"{name} '{folder}'".lstrip(), error.filename)
+        raise Failure(f"{where} ({error.strerror}); make some and run this again, {again}") from error
+
+
+def _without_room(folder: Path, what: str, written: str | None) -> str:
+    """Say which place has no room left; it need not be the folder: caches and temporary files lie elsewhere."""
+    if written is not None and not Path(written).absolute().is_relative_to(folder.absolute()):
+        return f"the disk of '{written}' has no room left"
+    if written is None and _has_room(folder):
+        return f"not the disk of {what}, but that of temporary files or caches has no room left"
+    return f"{what} has no room left"
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether a megabyte can be written to a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def is_from_dead_process(temporary: Path) -> bool:

@@ -2,8 +2,10 @@
 
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 _PACKAGES = ("dit_scale", "torch", "deepspeed", "xformers", "numpy")
 
@@ -19,6 +21,30 @@ def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
             continue
     commit = _git_commit()
     return found | ({"git_commit": commit} if commit else {})
+
+
+def requirements() -> list[Requirement]:
+    """Return the packages that dit_scale requires on this machine, each within the versions that it was tested with."""
+    try:
+        lines = requires("dit_scale") or []
+    except PackageNotFoundError:
+        return []
+    needed = [Requirement(line) for line in lines]
+    return [need for need in needed if need.marker is None or need.marker.evaluate({"extra": ""})]
+
+
+def untested() -> list[str]:
+    """Return what is installed in another version than dit_scale was tested with, or is missing: a phrase each."""
+    phrases = []
+    for need in requirements():
+        try:
+            found = version(need.name)
+        except PackageNotFoundError:
+            phrases.append(f"{need.name} is not installed")
+            continue
+        if not need.specifier.contains(found, prereleases=True):
+            phrases.append(f"{need.name} {found} is installed, tested is {need.specifier}")
+    return phrases
 
 
 def _git_commit() -> str | None:

@@ -13,10 +13,11 @@ from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from dit_scale.distributed.runtime import die_with_parent
 from dit_scale.errors import Failure
+from dit_scale.image_files import FORMATS
 from preprocessing.sources import Place, Source
 from preprocessing.transforms import centre_crop
 
@@ -25,8 +26,7 @@ Decoded = npt.NDArray[np.uint8] | str
 
 _IMAGES_PER_TASK = 8
 _TASKS_AHEAD_PER_WORKER = 4
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
-"""What is decoded, whatever a file's ending; Pillow's other formats may start programs (EPS) or need plugins."""
+_MOST_METADATA_BYTES = 64 * 2**20  # a PNG's colour profile or text, unpacked; Pillow refuses the image above 1 MiB
 _MOST_PIXELS = 178_956_970  # at which Pillow refuses, too, unless a library has told it not to
 
 # Pillow complains of every other camera's EXIF; what matters is raised.
@@ -99,14 +99,15 @@ def decode_image(place: Place, image_size: int, exif_rotation: bool = False) -> 
     try:
         return centre_crop(_read_rgb(content, exif_rotation), image_size)
     except UnidentifiedImageError:  # whose text holds a memory address
-        return f"UnidentifiedImageError: it is none of {', '.join(_FORMATS)}"
+        return f"UnidentifiedImageError: it is none of {', '.join(FORMATS)}"
     except Exception as error:  # Pillow's decoders raise all kinds
         return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _read_rgb(content: bytes, exif_rotation: bool) -> Image.Image:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # whatever a library has set: half a picture is none
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    PngImagePlugin.MAX_TEXT_CHUNK = _MOST_METADATA_BYTES
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.width * image.height > _MOST_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {_MOST_PIXELS}")
         if exif_rotation:

@@ -26,6 +26,7 @@ from preprocessing.job import Job, Receipt, Rejection
 from preprocessing.pipeline import Encoder, Result
 from preprocessing.planning import decoder_for, join, prepare
 from preprocessing.progress import shown
+from preprocessing.sources import summary
 from preprocessing.workers import run_workers
 
 LOG = "encode.jsonl"
@@ -41,7 +42,7 @@ def encode(config: EncodeConfig) -> Manifest | None:
     world = World.from_environment()
     if world.world_size > 1:
         die_with_parent()
-    with full_disk_explained(f"output '{config.output}'"):
+    with full_disk_explained(config.output, name="output"):
         if world.is_rank_zero:
             return _lead(config, world)
         encode_part(config, world)
@@ -54,6 +55,7 @@ def _lead(config: EncodeConfig, world: World) -> Manifest | None:
     """Prepare the job, do this process's part of it or have it done, and write the manifest once all is there."""
     set_threads(world, 1)  # sums differ in their last bits with the number of threads
     job = prepare(config)
+    print(summary(job.source), file=sys.stderr, flush=True)
     with shown(len(job.source), job.images_done):
         while missing := job.missing():
             if job.unclaimed():

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import asdict, replace
 
+from dit_scale.classes import ClassNames
 from dit_scale.data.manifest import Manifest, StoredArray, Transform
 from dit_scale.data.statistics import LatentStatistics, LatentSums, no_latents
 from dit_scale.errors import InputError
@@ -53,7 +54,7 @@ def _manifest(job: Job, receipts: list[Receipt], statistics: LatentStatistics) -
         stored=StoredArray(),
         autoencoder=job.plan["identity"],
         transform=Transform(job.plan["transform"], job.config.image_size),
-        class_names=tuple(job.source.class_names),
+        class_names=ClassNames(job.source.class_names),
         statistics=statistics,
         rejected=sum(len(receipt.rejected) for receipt in receipts),
         shards=tuple(receipt.entry for receipt in receipts),

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import PIL
@@ -24,6 +24,7 @@ from dit_scale.data.manifest import ShardEntry
 from dit_scale.data.record import RecordLayout
 from dit_scale.data.shards import shard_name
 from dit_scale.data.statistics import LatentSums
+from dit_scale.documents import Misfit, parsed
 from dit_scale.files import is_from_dead_process, write_json
 from dit_scale.latents import LatentSpec
 from preprocessing.sources import Source
@@ -48,6 +49,23 @@ class Receipt:
 
     entry: ShardEntry
     sums: LatentSums
+    rejected: list[Rejection]
+
+
+class _Sums(TypedDict):
+    count: int
+    pixels: int
+    total: list[float]
+    squares: list[float]
+
+
+class _Content(TypedDict):
+    """What a receipt's file holds."""
+
+    plan: str
+    made_with: NotRequired[str]
+    shard: ShardEntry
+    sums: _Sums
     rejected: list[Rejection]
 
 
@@ -117,11 +135,11 @@ class Job:
     def receipt(self, number: int) -> Receipt | None:
         """Return a shard's receipt if the shard is finished: made by this plan, and as long as it was then."""
         try:
-            content = json.loads(self._receipt_path(number).read_bytes())
-            entry = ShardEntry(**content["shard"])
+            content = parsed(self._receipt_path(number).read_bytes(), _Content)
+            entry = content["shard"]
             is_whole = (self.output / entry.file).stat().st_size == entry.bytes
             is_whole &= (self.output / entry.sidecar).is_file()
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, Misfit):
             return None
         if content["plan"] != self._plan_digest or not is_whole:
             return None
@@ -129,7 +147,7 @@ class Job:
         return Receipt(
             entry,
             LatentSums(sums["count"], sums["pixels"], np.array(sums["total"]), np.array(sums["squares"])),
-            [Rejection(**rejection) for rejection in content["rejected"]],
+            content["rejected"],
         )
 
     def missing(self) -> list[int]:
@@ -158,8 +176,8 @@ class Job:
     def made_with(self, number: int) -> str | None:
         """Return the versions and device that made a shard, where its receipt says."""
         try:
-            return str(json.loads(self._receipt_path(number).read_bytes())["made_with"])
-        except (FileNotFoundError, ValueError, KeyError):
+            return parsed(self._receipt_path(number).read_bytes(), _Content).get("made_with")
+        except (FileNotFoundError, Misfit):
             return None
 
     def discard(self, number: int) -> None:

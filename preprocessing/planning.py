@@ -7,15 +7,16 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
 
 from dit_scale.autoencoder import FILE_NAME as AUTOENCODER_FILE
 from dit_scale.autoencoder import Autoencoder, PCACodec, load_autoencoder, save_autoencoder
-from dit_scale.config import EncodeConfig, to_yaml
+from dit_scale.config import EncodeConfig, to_yaml, unused_names
 from dit_scale.data.manifest import FILE_NAME as MANIFEST_FILE
+from dit_scale.documents import read_document
 from dit_scale.errors import Failure, InputError
 from dit_scale.files import atomic_write, exclusive_lock, make_writable_folder, write_json
 from dit_scale.latents import LatentSpec
@@ -25,6 +26,7 @@ from preprocessing.sources import Source, list_source, root_of
 from preprocessing.transforms import CENTRE_CROP
 
 PLAN_VERSION = 1
+_CLASS_NAMES = "class_names"
 _PLAN, _LISTING, _LOCK = "plan.json", "source.npy", "lock"
 CONFIG = "config.yaml"
 """The settings of the last encode, for a repair; not compared, since paths may change."""
@@ -48,10 +50,12 @@ def prepare(config: EncodeConfig) -> Job:
 
 def _prepare(config: EncodeConfig, source: Source) -> Job:
     output, state = Path(config.output), Path(config.output) / STATE_FOLDER
+    counted = {"source": {"images": len(source)}, "class_names": source.class_names}
     plan = _settings(config) | {"source": {"images": len(source), "digest": source.digest()}}
     found = _read_plan(state)
     if found is None and (output / MANIFEST_FILE).exists():
         raise InputError(f"output '{output}' holds shards without the plan they were made by; give another output")
+    _check_same(config, _settings(config) | counted, found)  # before the digest, which says less
     _check_same(config, plan, found)
     autoencoder = _obtain(config, source, is_planned=found is not None)
     latents = LatentSpec(
@@ -96,8 +100,7 @@ def _settings(config: EncodeConfig) -> dict[str, Any]:
     settings = asdict(config.autoencoder)
     if Path(config.autoencoder.name).is_dir():
         settings["name"] = Path(config.autoencoder.name).resolve().name
-    if config.autoencoder.name != PCACodec.KIND:
-        settings = {key: value for key, value in settings.items() if not key.startswith("pca_")}
+    settings = {key: value for key, value in settings.items() if key not in unused_names(config.autoencoder)}
     return {
         "version": PLAN_VERSION,
         "image_size": config.image_size,
@@ -109,12 +112,27 @@ def _settings(config: EncodeConfig) -> dict[str, Any]:
     }
 
 
+class _Latents(TypedDict):
+    channels: int
+    size: int
+    scale: list[float]
+    shift: list[float]
+
+
+class _Plan(TypedDict):
+    version: int
+    transform: str
+    identity: dict[str, Any]
+    latents: _Latents
+    class_names: list[str]
+
+
 def _read_plan(state: Path) -> dict[str, Any] | None:
     path = state / _PLAN
-    try:
-        return json.loads(path.read_bytes()) if path.exists() else None
-    except ValueError as error:
-        raise InputError(f"'{path}' is not a plan ({error}); give another output, or delete this one") from error
+    if not path.exists():
+        return None
+    fix = "give another output, or delete this one"
+    return cast(dict[str, Any], read_document(path, _Plan, "the plan of an encoding", fix))
 
 
 def _check_same(config: EncodeConfig, plan: dict[str, Any], found: dict[str, Any] | None) -> None:
@@ -124,15 +142,22 @@ def _check_same(config: EncodeConfig, plan: dict[str, Any], found: dict[str, Any
     theirs = dict(_flat(found))
     for key, ours in _flat(plan):
         if theirs.get(key) != ours:
+            way_back = (
+                "give source.class_names (this output, once it has a manifest) to keep the order"
+                if key.startswith(_CLASS_NAMES)
+                else "set it back"
+            )
             raise InputError(
                 f"output '{config.output}' was begun with {key}={_short(theirs.get(key))}, now it is {_short(ours)}; "
-                f"set it back, give another output, or delete this one"
+                f"{way_back}, give another output, or delete this one"
             )
 
 
 def _flat(plan: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in plan.items():
-        if isinstance(value, dict):
+        if key == _CLASS_NAMES:
+            yield from _flat({str(label): name for label, name in enumerate(value)}, f"{key}.")
+        elif isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -151,16 +176,12 @@ def _obtain(config: EncodeConfig, source: Source, is_planned: bool) -> Autoencod
         return load_autoencoder(str(output))
     if settings.name == PCACodec.KIND:
         return _fit(config, source)
-    return load_autoencoder(settings.name, revision=settings.revision)
+    or_else = ", or autoencoder.name=pca, which needs neither"
+    return load_autoencoder(settings.name, revision=settings.revision, or_else=or_else)
 
 
 def _fit(config: EncodeConfig, source: Source) -> PCACodec:
     settings = config.autoencoder
-    if config.image_size % settings.pca_patch_size:
-        raise InputError(
-            f"image_size={config.image_size} is not divisible by autoencoder.pca_patch_size={settings.pca_patch_size}; "
-            f"change either"
-        )
     count = min(len(source), settings.pca_fit_images)
     indices = (i * len(source) // count for i in range(count))
     with decoder_for(config, source) as decoder:

@@ -8,6 +8,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dit_scale.autoencoder import (
     FILE_NAME,
@@ -169,6 +171,110 @@ def test_convolutional_autoencoders_are_kept_as_one_file_too(kind: str, settings
     torch.testing.assert_close(reduced, original.encode(images), atol=0.05, rtol=0.05)
 
 
+HUB_FILE = "diffusion_pytorch_model.safetensors"
+
+
+def _rewritten(folder: Path, weights: dict[str, torch.Tensor], **settings: Any) -> Path:
+    """Replace the weights of a folder, and some of its settings."""
+    save_file(weights, folder / HUB_FILE, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("no decoder", r"\(missing: decoder\.conv_in\.bias, decoder\.conv_in\.weight, .* and \d+ more\)"),
+        ("no convolution", r"\(missing: encoder\.conv_in\.bias, encoder\.conv_in\.weight\)"),
+        ("left over", r"\(not in this model: loss\.logvar\)"),
+        ("another shape", r"\(of another shape: encoder\.conv_in\.weight\)"),
+        ("all three", r"\(missing: encoder.*; of another shape: decoder.*; not in this model: loss\.logvar\)"),
+        ("not a number", r"\(missing: encoder\.conv_in\.bias\)"),
+    ],
+)
+def test_a_folder_whose_weights_are_not_the_models_is_refused_by_name(
+    change: str, sentence: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = _saved("AutoencoderKL", tmp_path / "kl", **TINY_KL)
+    weights = load_file(folder / HUB_FILE)
+    if change == "no decoder":
+        weights = {name: value for name, value in weights.items() if not name.startswith("decoder.")}
+    if change == "no convolution":
+        weights = {name: value for name, value in weights.items() if not name.startswith("encoder.conv_in.")}
+    if change in ("left over", "all three"):
+        weights["loss.logvar"] = torch.zeros(1)
+    if change == "another shape":
+        weights["encoder.conv_in.weight"] = torch.zeros(8, 3, 5, 5)
+    if change == "all three":
+        del weights["encoder.conv_in.weight"]
+        weights["decoder.conv_in.weight"] = torch.zeros(16, 4, 5, 5)
+    if change == "not a number":
+        weights["encoder.conv_in.bias"][0] = torch.nan
+    _rewritten(folder, weights)
+    with pytest.raises(InputError, match=rf"autoencoder '.*kl' does not fit its own config\.json {sentence}; copy the"):
+        load_autoencoder(str(folder))
+    assert "newly initialized" not in capfd.readouterr().err  # diffusers' own list, of all names
+
+
+def test_an_index_that_names_a_weight_which_no_shard_holds_is_refused(tmp_path: Path) -> None:
+    """diffusers believes the index: it calls nothing missing, and leaves what the memory held."""
+    torch.manual_seed(0)
+    diffusers.AutoencoderKL(**TINY_KL).save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = json.loads((tmp_path / f"{HUB_FILE}.index.json").read_text())["weight_map"]
+    assert load_autoencoder(str(tmp_path)).channels == 4
+    shard = tmp_path / shards["encoder.conv_in.weight"]
+    weights = load_file(shard)
+    del weights["encoder.conv_in.weight"]
+    save_file(weights, shard, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"\(missing: encoder\.conv_in\.weight\)"):
+        load_autoencoder(str(tmp_path))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+_OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+"""Of attention, in the autoencoders that were published first."""
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_published_autoencoders_with_deprecated_names_load(form: str, tmp_path: Path) -> None:
+    folder = _saved("AutoencoderKL", tmp_path / "kl", **TINY_KL)
+    expected = load_autoencoder(str(folder)).identity
+    weights = load_file(folder / HUB_FILE)
+    for new, old in _OLD_NAMES.items():
+        weights = {name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): v for name, v in weights.items()}
+    assert "encoder.mid_block.attentions.0.query.weight" in weights
+    if form == "safetensors":
+        _rewritten(folder, weights)
+    else:
+        (folder / HUB_FILE).unlink()
+        torch.save(weights, folder / "diffusion_pytorch_model.bin")
+    assert load_autoencoder(str(folder)).identity == expected
+
+
+@pytest.mark.parametrize("is_in_file", [True, False])
+def test_a_convolution_that_the_configuration_turns_off_may_be_there_or_not(is_in_file: bool, tmp_path: Path) -> None:
+    folder = _saved("AutoencoderKL", tmp_path / "kl", **TINY_KL)
+    weights = load_file(folder / HUB_FILE)
+    if not is_in_file:
+        weights = {name: value for name, value in weights.items() if "quant_conv" not in name}
+        with pytest.raises(InputError, match=r"missing: post_quant_conv\.bias"):
+            load_autoencoder(str(_rewritten(folder, weights)))
+    _rewritten(folder, weights, use_quant_conv=False, use_post_quant_conv=False)
+    assert not any("quant_conv" in name for name in load_autoencoder(str(folder)).tensors())
+
+
+def test_a_kept_file_that_lacks_a_weight_is_refused_by_name(tmp_path: Path) -> None:
+    save_autoencoder(load_autoencoder(str(_saved("AutoencoderKL", tmp_path / "kl", **TINY_KL))), tmp_path)
+    with safe_open(tmp_path / FILE_NAME, "pt") as file:
+        metadata = file.metadata()
+    weights = load_file(tmp_path / FILE_NAME)
+    del weights["decoder.conv_in.bias"]
+    save_file(weights, tmp_path / FILE_NAME, metadata)
+    with pytest.raises(InputError, match=r"decoder\.conv_in\.bias is absent there"):
+        load_autoencoder(str(tmp_path))
+
+
 def test_statistics_of_channels_become_scale_and_shift(tmp_path: Path) -> None:
     mean, std = [0.5, -1.0, 0.0, 2.0], [1.0, 2.0, 4.0, 0.5]
     folder = _saved("AutoencoderKL", tmp_path / "kl", **TINY_KL, latents_mean=mean, latents_std=std, scaling_factor=1.0)
@@ -187,6 +293,8 @@ def test_a_name_that_cannot_be_loaded_gets_the_way_out(tmp_path: Path, monkeypat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"'no-one/nothing' cannot be loaded \(.*\); .* a local folder"):
         load_autoencoder("no-one/nothing")
+    with pytest.raises(InputError, match=r"fitted on images by dit-scale encode.* give the folder with its autoencod"):
+        load_autoencoder("pca")
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
     with pytest.raises(InputError, match=r"is of class UNet2DModel; give one of AutoencoderKL"):
         load_autoencoder(str(tmp_path))

@@ -25,6 +25,7 @@ from dit_scale.checkpoint import (
     resolve,
     saving,
 )
+from dit_scale.checkpoint.averages import youth, youth_of
 from dit_scale.distributed.fragments import Fragment
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
@@ -74,6 +75,28 @@ def test_any_part_reads_back(tmp_path: Path) -> None:
     assert torch.equal(found.read("ema", "a", 5, 4), VALUES["a"][5:9])  # across two fragments
     assert torch.equal(found.whole("ema")["a"], VALUES["a"].view(3, 4))
     assert found.damage() is None
+
+
+def test_a_young_average_says_how_young(tmp_path: Path) -> None:
+    train = {"ema_decay": 0.9999, "extra_ema_decays": [0.5]}
+    kinds = dict.fromkeys(("master", "ema", "ema-0.5", "ema-power-0.1"), STATE.kinds["ema"])
+    saver = Saver(tmp_path / "trained", World(), Retention())
+    saver.save(replace(description(60), config={"train": train}), replace(STATE, kinds=kinds, adam_step=60))
+    saver.wait()
+    trained, imported = Checkpoint(tmp_path / "trained" / "step-00000060"), Checkpoint(write(tmp_path, 0))
+    said = "after 60 updates of decay 0.9999 it is 99% what the run began with, and more than 1% until update 46,050"
+    assert youth_of(trained, "ema") == f"average 'ema' of step-00000060 is young: {said}"
+    assert [youth_of(trained, kind) for kind in ("master", "ema-0.5", "ema-power-0.1", "post-hoc-0.1")] == [None] * 4
+    assert youth_of(imported, "ema") is None  # weights of others, which no run averaged
+
+
+def test_an_average_is_young_while_more_than_a_hundredth_is_its_start() -> None:
+    assert youth(0.9999, 46_050) is None
+    assert "is 1% what" in (youth(0.9999, 46_049) or "")
+    assert youth(0.5, 7) is None  # 0.8%
+    assert "is 2% what the run began with, and more than 1% until update 7" in (youth(0.5, 6) or "")
+    assert youth(0.0, 1) is None
+    assert "is 100% what" in (youth(0.0, 0) or "")
 
 
 def test_digests_do_not_depend_on_the_cut() -> None:

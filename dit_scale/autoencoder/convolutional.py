@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dit_scale.autoencoder.base import Autoencoder
 from dit_scale.errors import InputError
 from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE
+from dit_scale.weights import from_pretrained, pretrained
 
 
 class ConvAutoencoder(Autoencoder):
@@ -67,24 +67,35 @@ class ConvAutoencoder(Autoencoder):
         return {key: value for key, value in self._model.config.items() if not key.startswith("_")}
 
 
-def from_pretrained(name: str, revision: str | None, precision: Literal["fp32", "bf16"]) -> ConvAutoencoder:
-    """Load an autoencoder by its hub name or local folder; raises InputError where it cannot be had."""
+def load_convolutional(
+    name: str, revision: str | None, precision: Literal["fp32", "bf16"], or_else: str = ""
+) -> ConvAutoencoder:
+    """Load an autoencoder by its hub name or local folder; raises InputError where it, or a weight, cannot be had.
+
+    ``or_else`` is what the caller may take instead, for that sentence.
+    """
     from diffusers import AutoencoderKL
 
-    try:
+    what = f"autoencoder '{name}'"
+    with pretrained(
+        what,
+        f"give a hub name that this machine can reach, a local folder of a diffusers autoencoder, or a folder with "
+        f"autoencoder.safetensors{or_else}",
+    ):
         config, _, commit = AutoencoderKL.load_config(
             name, revision=revision, return_unused_kwargs=True, return_commit_hash=True
         )
-        model_class = model_class_of(config.get("_class_name"), name)
-        model = model_class.from_pretrained(name, revision=commit or revision, low_cpu_mem_usage=False)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise InputError(
-            f"autoencoder '{name}' cannot be loaded ({reason}); give a hub name that this machine can reach, a local "
-            f"folder of a diffusers autoencoder, or autoencoder.name=pca, which needs neither"
-        ) from error
+    model_class = model_class_of(config.get("_class_name"), name)
+    fix = "copy the whole folder again, or let the hub's copy be downloaded again"
+    model = from_pretrained(model_class, name, what, fix, _is_unused, revision=commit or revision)
     # A folder is named without its path, so that the same weights encoded elsewhere give the same manifest.
     return ConvAutoencoder(model, Path(name).name if Path(name).is_dir() else name, commit, precision)
+
+
+def _is_unused(model: Any, name: str) -> bool:
+    """Whether a file may hold weights that its configuration turns off."""
+    module = name.partition(".")[0]
+    return module in ("quant_conv", "post_quant_conv") and not model.config.get(f"use_{module}", True)
 
 
 def model_class_of(kind: str | None, where: str) -> Any:

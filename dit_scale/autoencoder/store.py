@@ -7,16 +7,18 @@ in the run folders that learnt from them, so that decoding later needs no networ
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from dit_scale.autoencoder.base import Autoencoder, Identity
-from dit_scale.autoencoder.convolutional import ConvAutoencoder, from_pretrained, model_class_of
+from dit_scale.autoencoder.convolutional import ConvAutoencoder, load_convolutional, model_class_of
 from dit_scale.autoencoder.pca import PCACodec
+from dit_scale.documents import parsed
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write
+from dit_scale.weights import load_strictly
 
 FILE_NAME = "autoencoder.safetensors"
 """What an autoencoder is kept as, in a shard folder or a run folder."""
@@ -39,11 +41,13 @@ def load_autoencoder(
     device: str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
     revision: str | None = None,
+    or_else: str = "",
 ) -> Autoencoder:
     """Return an autoencoder by its name, or the one with this identity (a manifest's) that ``folder`` keeps.
 
     A name is a hub name, a local folder of a diffusers autoencoder, or a folder with ``autoencoder.safetensors``.
-    An identity without a SHA-256, of one that was not at hand, is loaded by its name.
+    An identity without a SHA-256, of one that was not at hand, is loaded by its name. ``or_else`` is what the caller
+    may take instead, for the sentence that refuses a name.
     """
     if not isinstance(which, str) and which["sha256"] is None:
         which = str(which["name"])
@@ -53,7 +57,12 @@ def load_autoencoder(
         return _read(folder / FILE_NAME, which, precision).to(device)
     if (Path(which) / FILE_NAME).is_file():
         return _read(Path(which) / FILE_NAME, None, precision).to(device)
-    return from_pretrained(which, revision, precision).to(device)
+    if which == PCACodec.KIND and not Path(which).is_dir():
+        raise InputError(
+            f"autoencoder '{which}' is fitted on images by dit-scale encode, which keeps it beside the shards; give "
+            f"the folder with its {FILE_NAME}: a shard folder, or the folder 'autoencoder' of a run"
+        )
+    return load_convolutional(which, revision, precision, or_else).to(device)
 
 
 def copy_decoder(identity: Identity, source: Path, target: Path) -> None:
@@ -76,7 +85,7 @@ def _read(path: Path, expected: Identity | None, precision: Literal["fp32", "bf1
         autoencoder = PCACodec(**tensors, **settings)
     else:
         model = model_class_of(identity["kind"], str(path)).from_config(settings)
-        model.load_state_dict(tensors)
+        load_strictly(model, tensors, str(path), "copy the file again from the shard folder")
         autoencoder = ConvAutoencoder(model, identity["name"], identity["revision"], precision)
     wanted = identity if expected is None else expected
     if autoencoder.identity != wanted:
@@ -88,11 +97,28 @@ def _read(path: Path, expected: Identity | None, precision: Literal["fp32", "bf1
     return autoencoder
 
 
+class _Identity(TypedDict):
+    kind: str
+    name: str
+    revision: str | None
+    sha256: str | None
+
+
+class _Description(TypedDict):
+    identity: _Identity
+    settings: dict[str, Any]
+
+
 def _describe(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"'{path}' is missing; copy it from the shard folder, where dit-scale encode wrote it")
     try:
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()[_KEY])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"'{path}' is not a whole autoencoder file ({error}); copy it from the shards anew") from error
+            metadata = file.metadata() or {}
+        if _KEY not in metadata:
+            raise ValueError(f"expected a description under '{_KEY}' in its metadata, found none")
+        return cast(dict[str, Any], parsed(metadata[_KEY], _Description))
+    except (SafetensorError, ValueError) as error:
+        raise InputError(
+            f"'{path}' is not a whole autoencoder file ({error}); copy it from the shards again"
+        ) from error

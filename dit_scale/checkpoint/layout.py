@@ -4,10 +4,11 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import xxhash
 
+from dit_scale.documents import fitted, parsed
 from dit_scale.errors import InputError
 from dit_scale.files import write_json
 
@@ -42,6 +43,33 @@ class Description:
     """Of the latest updates: what a spike is measured against."""
 
 
+class _Version(TypedDict):
+    format_version: int
+
+
+class _Position(TypedDict):
+    step: int
+    images_seen: int
+
+
+class _File(TypedDict):
+    bytes: int
+    xxh3_128: str
+
+
+class _Manifest(TypedDict):
+    position: _Position
+    adam_step: int
+    config: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str]
+    metrics: NotRequired[dict[str, float]]
+    grad_norms: NotRequired[list[float]]
+    parameters: dict[str, list[int]]
+    files: dict[str, _File]
+    content_digests: dict[str, dict[str, str]]
+
+
 def folder_name(step: int) -> str:
     """Return the name of a step's checkpoint folder."""
     return f"step-{step:08d}"
@@ -64,8 +92,8 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest; raises ValueError where it was changed, InputError for another format."""
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    """Return the manifest; raises ValueError for one that is none or was changed, InputError for another format."""
+    manifest: Any = parsed((folder / MANIFEST).read_bytes(), _Version)
     version = manifest["format_version"]
     if version != FORMAT_VERSION:
         age = "newer" if version > FORMAT_VERSION else "older"
@@ -74,8 +102,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"use the dit_scale that wrote it"
         )
     if manifest.pop("digest", None) != _digest(manifest):
-        raise ValueError(f"{MANIFEST} does not fit its digest")
-    return manifest
+        raise ValueError("it does not fit its own digest, so it was changed after it was written")
+    return fitted(manifest, _Manifest)
 
 
 def _digest(manifest: dict[str, Any]) -> str:

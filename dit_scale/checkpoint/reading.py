@@ -142,8 +142,8 @@ def _examined(folder: Path, world: World) -> tuple[Checkpoint | None, str | None
         return checkpoint, checkpoint.damage(world.rank, world.world_size)
     except InputError:
         raise
-    except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        return None, f"{MANIFEST} cannot be read ({error})"
+    except (FileNotFoundError, NotADirectoryError, ValueError, SafetensorError) as error:
+        return None, f"{MANIFEST} cannot be read ({_said(error)})"
 
 
 def _set_aside(checkpoints: Path, damaged: Sequence[str]) -> None:
@@ -162,11 +162,15 @@ def open_whole(path: Path) -> Checkpoint:
         reason = checkpoint.damage()
     except InputError:
         raise
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        reason = str(error)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = f"{MANIFEST} cannot be read ({_said(error)})"
     if reason is not None:
         raise InputError(f"checkpoint '{folder}' is damaged ({reason}); give another step-… of the run")
     return checkpoint
+
+
+def _said(error: Exception) -> str:
+    return str(error.strerror if isinstance(error, OSError) else error)
 
 
 def resolve(path: Path) -> Path:

@@ -8,6 +8,7 @@ from dit_scale import __version__
 from dit_scale.cli import bench, data, evaluation, interchange, planning, runs, samples
 from dit_scale.distributed.runtime import World, take_local_rank
 from dit_scale.errors import Failure, InputError
+from dit_scale.versions import untested
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -20,11 +21,20 @@ def main(arguments: list[str] | None = None) -> None:
         rank = World.from_environment().rank
         level = logging.WARNING if rank else logging.INFO
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        if rank == 0:
+            _warn_of_untested()
         options.run(options)
     except (InputError, Failure) as error:
         where = f" (rank {rank})" if rank else ""
         print(f"dit-scale {options.command}{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _warn_of_untested() -> None:
+    """Say at the start, in one sentence, which packages are of versions that nobody has tried."""
+    if phrases := untested():
+        fix = "in a checkout: uv pip install -c constraints.txt -e ."
+        logging.getLogger("dit_scale").warning("%s; results may be wrong. %s", ", ".join(phrases), fix)
 
 
 def _parsed(arguments: list[str] | None) -> argparse.Namespace:

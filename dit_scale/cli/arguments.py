@@ -2,8 +2,11 @@
 
 import argparse
 import textwrap
+from collections.abc import Callable
+from typing import Any
 
 from dit_scale.config import describe
+from dit_scale.config.fields import Range, noun_of
 
 
 def add_config_command(commands, name, text, schema, run) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
@@ -21,16 +24,26 @@ def add_config_command(commands, name, text, schema, run) -> argparse.ArgumentPa
     return command
 
 
-def positive(text: str) -> int:
-    """Read a whole number above 0."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-    return int(text)
+def number(kind: type[int] | type[float], **limits: Any) -> Callable[[str], Any]:
+    """Return what reads a number in a range, given as a field's in the configuration."""
+    accepted = Range(**limits)
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accepted.holds(value):
+            raise argparse.ArgumentTypeError(f"'{text}' is not {accepted.advice(noun_of(kind))}")
+        return value
+
+    return read
+
+
+positive = number(int, at_least=1)
+"""Read a whole number above 0."""
 
 
 def floats(text: str) -> tuple[float, ...]:
     """Read numbers parted by commas."""
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 0.18215") from None
+    return tuple(map(number(float), text.split(",")))

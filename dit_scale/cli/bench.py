@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dit_scale.cli.arguments import positive
+from dit_scale.cli.arguments import number, positive
 from dit_scale.errors import InputError
 
 
@@ -31,10 +31,18 @@ def _add_bench_step(benchmarks) -> None:  # type: ignore[no-untyped-def]
         "--without-deepspeed", action="store_true", help="our own step without DeepSpeed, too (fp32 alone)"
     )
     command.add_argument(
-        "--checkpoint-every-blocks", type=int, default=0, metavar="K", help="activation checkpointing (default none)"
+        "--checkpoint-every-blocks",
+        type=number(int, at_least=0),
+        default=0,
+        metavar="K",
+        help="activation checkpointing (default none)",
     )
     command.add_argument(
-        "--activation-budget", type=float, default=1.0, metavar="PART", help="as engine.activation_budget (default 1)"
+        "--activation-budget",
+        type=number(float, at_least=0, at_most=1),
+        default=1.0,
+        metavar="PART",
+        help="as engine.activation_budget (default 1)",
     )
     command.add_argument("--fp8", action="store_true", help="as engine.fp8")
     _add_bench_options(command, rounds=5)

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from dit_scale.cli.arguments import add_config_command, floats, positive
+from dit_scale.classes import read_names
+from dit_scale.cli.arguments import add_config_command, floats, number, positive
 from dit_scale.config import EncodeConfig, load_config
 
 
@@ -35,6 +36,7 @@ def _add_inspect(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--out", type=Path, default=Path("inspect.png"), metavar="PNG", help="(default %(default)s)")
     command.add_argument("--num-classes", type=positive, default=8, metavar="N", help="rows (default %(default)s)")
     command.add_argument("--images-per-class", type=positive, default=4, metavar="N", help="(default %(default)s)")
+    command.add_argument("--cache", type=Path, metavar="DIR", help="for object storage; default: below $TMPDIR")
     command.set_defaults(run=_inspect)
 
 
@@ -55,7 +57,11 @@ def _add_index(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--scale", type=floats, metavar="S,…", help="latent scale; default: the autoencoder's")
     command.add_argument("--shift", type=floats, metavar="S,…", help="latent shift; default: the autoencoder's")
     command.add_argument(
-        "--stored-scale", type=float, default=1.0, metavar="S", help="what the stored latents were multiplied by"
+        "--stored-scale",
+        type=number(float, above=0),
+        default=1.0,
+        metavar="S",
+        help="what the stored latents were multiplied by",
     )
     command.add_argument("--class-names", type=Path, metavar="FILE", help="a name a line; default: numbers")
     command.add_argument("--member", default="npy", metavar="ENDING", help="of the arrays (default %(default)s)")
@@ -78,7 +84,7 @@ def _verify(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from dit_scale.tools.inspect import inspect
 
-    inspect(options.folder, options.out, options.num_classes, options.images_per_class)
+    inspect(options.folder, options.out, options.num_classes, options.images_per_class, options.cache)
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -90,8 +96,7 @@ def _convert(options: argparse.Namespace) -> None:
 def _index(options: argparse.Namespace) -> None:
     from dit_scale.tools.index import Description, index
 
-    names = tuple(options.class_names.read_text().split("\n")) if options.class_names else ()
-    class_names = tuple(name.strip() for name in names if name.strip())
+    class_names = read_names(options.class_names, "--class-names") if options.class_names else None
     description = Description(
         options.autoencoder, options.scale, options.shift, options.stored_scale, class_names, options.member
     )

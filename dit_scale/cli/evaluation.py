@@ -21,7 +21,10 @@ def _add_evaluate(commands) -> None:  # type: ignore[no-untyped-def]
         "samples", type=Path, metavar="SAMPLES", help="what dit-scale sample wrote, a folder of images, or an .npz"
     )
     command.add_argument(
-        "reference", type=Path, metavar="REFERENCE", help="real images: a folder, an .npz, or ADM's stored statistics"
+        "reference",
+        type=Path,
+        metavar="REFERENCE",
+        help="real images: a folder, an .npz, or stored statistics (.npz, .pt)",
     )
     command.add_argument(
         "--features", metavar="NAME", help="inception (default where --weights is given) or efficientnet-lite0"

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from dit_scale.classes import read_names
 from dit_scale.cli.arguments import floats, positive
 
 
@@ -42,6 +43,9 @@ def _add_import(commands) -> None:  # type: ignore[no-untyped-def]
     )
     command.add_argument("--class-names", type=Path, metavar="FILE", help="a name a line; default: numbers")
     command.add_argument("--num-heads", type=positive, metavar="N", help="attention heads; default: the preset's")
+    command.add_argument(
+        "--latent-size", type=positive, metavar="N", help="side of the latent; only for weights without pos_embed"
+    )
     command.set_defaults(run=_import)
 
 
@@ -53,14 +57,15 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     from dit_scale.interop.pipeline_folder import Noise
-    from dit_scale.tools.importing import Unsaid, import_weights, read_class_names
+    from dit_scale.tools.importing import Unsaid, import_weights
 
     unsaid = Unsaid(
         objective=options.objective,
         noise=Noise(schedule=options.schedule, prediction=options.prediction),
         autoencoder=options.autoencoder,
         latent_scale=options.latent_scale,
-        class_names=None if options.class_names is None else read_class_names(options.class_names),
+        class_names=None if options.class_names is None else read_names(options.class_names, "--class-names"),
         num_heads=options.num_heads,
+        latent_size=options.latent_size,
     )
     import_weights(options.weights, options.out, unsaid)

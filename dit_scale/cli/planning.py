@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dit_scale.cli.arguments import add_config_command, positive
+from dit_scale.cli.arguments import add_config_command, number, positive
 from dit_scale.config import Config, load_config
 from dit_scale.errors import InputError
 
@@ -17,12 +17,22 @@ def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--gpu", default="h100", metavar="KIND", help="a100, h100 (default), h200 or b200")
     command.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="(default %(default)s)")
     command.add_argument(
-        "--network", type=float, default=400.0, metavar="GBIT", help="Gbit/s a GPU between nodes (default %(default)g)"
+        "--network",
+        type=number(float, above=0),
+        default=400.0,
+        metavar="GBIT",
+        help="Gbit/s a GPU between nodes (default %(default)g)",
     )
     command.add_argument(
-        "--disk", type=float, default=2.0, metavar="GB", help="GB/s a node for checkpoints (default %(default)g)"
+        "--disk",
+        type=number(float, above=0),
+        default=2.0,
+        metavar="GB",
+        help="GB/s a node for checkpoints (default %(default)g)",
     )
-    command.add_argument("--price", type=float, default=2.0, metavar="X", help="of a GPU hour (default %(default)g)")
+    command.add_argument(
+        "--price", type=number(float, at_least=0), default=2.0, metavar="X", help="of a GPU hour (default %(default)g)"
+    )
     command.add_argument("--image-size", type=positive, metavar="PX", help="plan without data: 256, 512, …")
     command.add_argument("--channels", type=positive, default=4, metavar="C", help="of a latent, with --image-size")
     command.add_argument("--classes", type=positive, default=1000, metavar="K", help="with --image-size")

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from dit_scale.cli.arguments import floats, positive
+from dit_scale.cli.arguments import number, positive
+from dit_scale.config import SampleConfig, add_options, read_options_of
 from dit_scale.distributed.runtime import World, die_with_parent
-from dit_scale.errors import InputError
 
 
 def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
@@ -20,8 +20,15 @@ def _add_sample(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     command.add_argument("--num-samples", type=positive, default=16, metavar="N", help="images (default %(default)s)")
     command.add_argument("--classes", default="", metavar="A,B", help="numbers or names, in turn; default: all")
+    command.add_argument(
+        "--class",
+        dest="class_names",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="one more class, by a name that may hold commas or be a number; may be given several times",
+    )
     command.add_argument("--random-classes", action="store_true", help="draw each image's class, not in turn")
-    command.add_argument("--seed", type=int, default=0, metavar="S", help="(default %(default)s)")
     command.add_argument(
         "--weights",
         default="ema",
@@ -32,44 +39,20 @@ def _add_sample(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
     command.add_argument("--compile", action="store_true", help="compile blocks: a minute at first, then faster")
     command.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once a rank")
-    _add_solver(command)
+    add_options(command.add_argument_group("from noise to latent"), SampleConfig)
     _add_outputs(command)
     command.set_defaults(run=_sample)
-
-
-def _add_solver(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("from noise to latent")
-    group.add_argument(
-        "--solver",
-        metavar="NAME",
-        help="ddpm (default), ddim, dpm-solver++; for flows heun (default), euler, midpoint, dopri5, sde",
-    )
-    group.add_argument("--num-sampling-steps", type=positive, default=50, metavar="N", help="(default %(default)s)")
-    group.add_argument(
-        "--solver-option",
-        action="append",
-        default=[],
-        metavar="NAME=X",
-        help="ddim: eta; flows: time_shift; dopri5: tolerance; sde: diffusion_norm, last_step_size",
-    )
-    group.add_argument("--cfg-scale", type=float, default=1.0, metavar="S", help="guidance; 1 is none (default)")
-    group.add_argument(
-        "--guidance-channels", type=positive, metavar="C", help="guide the first C channels (published DiT: 3); all"
-    )
-    group.add_argument(
-        "--guidance-interval",
-        type=floats,
-        default=(0.0, 1.0),
-        metavar="A,B",
-        help="guide between these noise levels only, 0 the latent and 1 noise",
-    )
 
 
 def _add_outputs(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("what is written beside the PNGs")
     group.add_argument("--npz", action="store_true", help="samples.npz, as ADM's evaluator reads it")
     group.add_argument(
-        "--frames", type=int, default=0, metavar="N", help="frames.png: N pictures of the way from noise"
+        "--frames",
+        type=number(int, at_least=0),
+        default=0,
+        metavar="N",
+        help="frames.png: N pictures of the way from noise",
     )
     group.add_argument(
         "--grid-over",
@@ -88,22 +71,14 @@ def _sample(options: argparse.Namespace) -> None:
     from dit_scale.sampling.job import Request, sample, start
     from dit_scale.sampling.sheet import draw_sheet, parse_axis
 
-    if len(options.guidance_interval) != 2:
-        raise InputError("--guidance-interval takes two numbers; write it like 0.1,0.8")
-    settings = SamplingSettings(
-        options.solver,
-        options.num_sampling_steps,
-        options.cfg_scale,
-        options.guidance_channels,
-        options.seed,
-        options.guidance_interval,
-        tuple(_solver_option(text) for text in options.solver_option),
-    )
+    config = read_options_of(SampleConfig, options)
+    settings = SamplingSettings.of(config, config.seed)
     axes = [parse_axis(text) for text in options.grid_over]
-    classes = [name.strip() for name in options.classes.split(",") if name.strip()]
+    words = [word.strip() for word in options.classes.split(",") if word.strip()]
     sampler, world = start(options.path, options.weights, options.decoder, options.precision, options.compile)
+    classes = sampler.class_names.asked_for(words, options.class_names)
     if axes:
-        labels = sampler.labels_of(classes, options.num_samples, options.seed if options.random_classes else None)
+        labels = sampler.labels_of(classes, options.num_samples, config.seed if options.random_classes else None)
         draw_sheet(sampler, settings, labels, axes, options.out, world)
         return
     request = Request(
@@ -117,11 +92,3 @@ def _sample(options: argparse.Namespace) -> None:
         options.overwrite,
     )
     sample(sampler, settings, request, world)
-
-
-def _solver_option(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    try:
-        return name.strip().replace("-", "_"), float(value)
-    except ValueError:
-        raise InputError(f"--solver-option '{text}' is not a name and a number; write it like eta=1") from None

@@ -1,21 +1,21 @@
 """Every setting: frozen dataclasses with defaults, filled from a YAML file and overrides."""
 
-from dit_scale.config.loading import config_from, describe, get, load_config, resolved, to_yaml
-from dit_scale.config.schema import (
+from dit_scale.config.checking import refuse_unused, unused_names, used
+from dit_scale.config.describing import describe
+from dit_scale.config.encoding import AutoencoderConfig, EncodeConfig, SourceConfig
+from dit_scale.config.loading import config_from, get, load_config, load_options, resolved, to_yaml
+from dit_scale.config.model import DiffusionConfig, ModelConfig
+from dit_scale.config.options import add_options, read_options_of
+from dit_scale.config.sampling import EvaluationConfig, PreviewConfig, SampleConfig, SamplingConfig
+from dit_scale.config.training import (
     FIXED_FOR_A_RUN,
-    AutoencoderConfig,
     CheckpointConfig,
     Config,
     DataConfig,
-    DiffusionConfig,
-    EncodeConfig,
     EngineConfig,
-    EvaluationConfig,
     LogConfig,
-    ModelConfig,
-    PreviewConfig,
-    SourceConfig,
     TrainSection,
+    ValidationConfig,
     WandbConfig,
     WatchdogConfig,
 )
@@ -33,14 +33,23 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "PreviewConfig",
+    "SampleConfig",
+    "SamplingConfig",
     "SourceConfig",
     "TrainSection",
+    "ValidationConfig",
     "WandbConfig",
     "WatchdogConfig",
+    "add_options",
     "config_from",
     "describe",
     "get",
     "load_config",
+    "load_options",
+    "read_options_of",
+    "refuse_unused",
     "resolved",
     "to_yaml",
+    "unused_names",
+    "used",
 ]

@@ -1,120 +1,61 @@
 """Settings from a YAML file and ``key.sub=value`` overrides, checked; one sentence for each mistake."""
 
-import ast
-import inspect
-import textwrap
-from dataclasses import asdict, fields, is_dataclass
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError, safe_dump
 
+from dit_scale.config.checking import check_together, check_used, check_values
+from dit_scale.config.fields import Spell
+from dit_scale.config.typed import is_override, problem, read_options, read_override, read_yaml
 from dit_scale.errors import InputError, nearest
 
 T = TypeVar("T")
 
-_AT_LEAST: dict[str, float] = {
-    "train.steps": 1,
-    "train.global_batch_size": 1,
-    "train.micro_batch_size_per_gpu": 1,
-    "train.learning_rate": 0.0,
-    "train.warmup_steps": 0,
-    "train.weight_decay": 0.0,
-    "data.prefetch_batches": 1,
-    "data.request_batches": 0,
-    "data.shuffle_block_records": 0,
-    "data.shuffle_window_blocks": 1,
-    "data.patience_seconds": 0.0,
-    "validation.every_steps": 0,
-    "validation.num_images": 1,
-    "evaluation.every_steps": 0,
-    "evaluation.num_images": 1,
-    "evaluation.num_sampling_steps": 1,
-    "evaluation.batch_size": 1,
-    "checkpoint.every_steps": 1,
-    "checkpoint.keep": 1,
-    "preview.every_steps": 0,
-    "preview.samples_per_class": 1,
-    "preview.num_sampling_steps": 1,
-    "log.every_steps": 1,
-    "watchdog.step_seconds": 0.0,
-    "watchdog.long_seconds": 0.0,
-    "engine.checkpoint_every_blocks": 0,
-    "engine.bucket_elements": 1,
-    "image_size": 8,
-    "shard_records": 1,
-    "batch_size": 1,
-    "workers": 1,
-    "decode_workers": 0,
-    "max_rejected": 0,
-    "autoencoder.pca_patch_size": 1,
-    "autoencoder.pca_channels": 1,
-    "autoencoder.pca_fit_images": 1,
-}
-_UP_TO_ONE = ("engine.activation_budget",)
-_BELOW_ONE = ("data.held_out_fraction", "train.ema_decay", "train.beta1", "train.beta2", "model.label_dropout")
+_FILE, _COMMAND_LINE = 1, 2
 
 
-def load_config(schema: type[T], path: str | Path | None, overrides: list[str] | None = None) -> T:
+def load_config(
+    schema: type[T], path: str | Path | None, overrides: list[str] | None = None, *, is_stored: bool = False
+) -> T:
     """Return ``schema`` filled from a YAML file and ``key.sub=value`` overrides, later ones winning.
 
-    Raises InputError for a missing file, an unknown key (naming the nearest), a value of the wrong type or
-    a mandatory key that nobody gave.
+    ``is_stored`` says that this program wrote the file, in which what has no effect may stand. Raises InputError for a
+    missing file, an unknown key (naming the nearest), a value of the wrong type or out of range, a key that has no
+    effect with the others, or a mandatory key that nobody gave.
     """
-    parts: list[Any] = [OmegaConf.structured(schema)]
+    parts, given = [], {}
     if path is not None:
-        parts.append(_read_yaml(Path(path)))
+        parts.append(_read_file(Path(path), schema))
+        given = dict.fromkeys(_keys(_plain(parts[0])), 0 if is_stored else _FILE)
     for override in overrides or []:
-        if "=" not in override or override.startswith("-"):
+        if not is_override(override):
             raise InputError(f"override '{override}' is not of the form key.sub=value; write e.g. train.steps=1000")
-        parts.append(_merge_source(override))
-    try:
-        merged = parts[0]
-        for part in parts[1:]:
-            merged = OmegaConf.merge(merged, part)
-        config: T = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    except MissingMandatoryValue as error:
-        raise InputError(
-            f"'{error.full_key}' has no value and no default; set it in the config or give {error.full_key}=…"
-        ) from error
-    except ConfigKeyError as error:
-        raise InputError(f"unknown key '{error.full_key}'{_nearest_key(schema, str(error.full_key))}") from error
-    except OmegaConfBaseException as error:
-        where = f"'{error.full_key}': " if error.full_key else ""
-        raise InputError(f"{where}{str(error).splitlines()[0]}") from error
-    _check_ranges(config)
+        parts.append(_read_override(override, schema))
+        given |= dict.fromkeys(_keys(_plain(parts[-1])), _COMMAND_LINE)
+    filled = _filled(schema, parts)
+    check_values(filled)
+    config = check_used(filled, given)
+    check_together(config)
     return config
 
 
-def describe(schema: type, prefix: str = "") -> str:
-    """Return every setting with its default and its sentence, one a line, for ``--help``."""
-    sentences = _sentences(schema)
-    lines = []
-    for entry in fields(schema):
-        if is_dataclass(entry.type):
-            lines.append(describe(entry.type, f"{prefix}{entry.name}."))  # type: ignore[arg-type]
-        else:
-            default = "" if entry.default in (MISSING, None) else f"={entry.default}"
-            lines.append(f"  {prefix}{entry.name}{default}\n      {sentences.get(entry.name, '')}")
-    return "\n".join(lines)
-
-
-def _sentences(schema: type) -> dict[str, str]:
-    """Read the sentence beneath each field from the class's source."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0].body  # type: ignore[attr-defined]
-    found = {}
-    for entry, following in pairwise(body):
-        if isinstance(entry, ast.AnnAssign) and isinstance(following, ast.Expr):
-            found[entry.target.id] = following.value.value  # type: ignore
-    return found
+def load_options(schema: type[T], given: dict[str, str | list[str] | dict[str, str]], spell: Spell) -> T:
+    """Return a section filled from options of a command, by its fields' names; ``spell`` says what they are called."""
+    config = _filled(schema, [read_options(given, schema, spell)])
+    check_values(config, spell)
+    check_together(config, spell)
+    return config
 
 
 def config_from(schema: type[T], values: dict[str, Any]) -> T:
-    """Return ``schema`` filled from plain dictionaries, such as ``resolved`` makes."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))  # type: ignore[return-value]
+    """Return ``schema`` filled from plain dictionaries, such as ``resolved`` makes; what was right once is taken."""
+    return OmegaConf.to_object(OmegaConf.merge(_structured(schema), values))  # type: ignore
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -134,28 +75,51 @@ def get(config: Any, dotted_key: str) -> Any:
     return config
 
 
-def _read_yaml(path: Path) -> Any:
+@cache
+def _structured(schema: type) -> Any:
+    """Return the schema as OmegaConf's; merging copies it."""
+    return OmegaConf.structured(schema)
+
+
+def _filled(schema: type[T], parts: list[Any]) -> T:
+    """Return ``schema`` with the parts merged into it, later ones winning."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(_structured(schema), *parts))  # type: ignore
+    except MissingMandatoryValue as error:
+        raise InputError(
+            f"'{error.full_key}' has no value and no default; set it in the config or give {error.full_key}=…"
+        ) from error
+    except ConfigKeyError as error:
+        raise InputError(f"unknown key '{error.full_key}'{_nearest_key(schema, str(error.full_key))}") from error
+    except OmegaConfBaseException as error:
+        where = f"'{error.full_key}': " if error.full_key else ""
+        raise InputError(f"{where}{str(error).splitlines()[0]}") from error
+
+
+def _read_file(path: Path, schema: type) -> Any:
     path = _find(path)
     try:
-        loaded = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"config '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
-    if not OmegaConf.is_dict(loaded):
-        raise InputError(f"config '{path}' is not a mapping of keys to values; write it as key: value lines")
-    return loaded
+        return read_yaml(path.read_text(encoding="utf-8"), schema)
+    except InputError as error:
+        raise InputError(f"config '{path}': {error}") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
+        raise InputError(
+            f"config '{path}' is not valid YAML ({problem(error)}); write it as key: value lines"
+        ) from error
 
 
-def _check_ranges(config: Any) -> None:
-    known = set(_keys(resolved(config)))
-    for key, least in _AT_LEAST.items():
-        if key in known and get(config, key) is not None and get(config, key) < least:
-            raise InputError(f"{key}={get(config, key)} is below {least}; give {least} or more")
-    for key in _BELOW_ONE:
-        if key in known and not 0.0 <= get(config, key) < 1.0:
-            raise InputError(f"{key}={get(config, key)} is not in [0, 1); give a fraction, such as 0.9")
-    for key in _UP_TO_ONE:
-        if key in known and not 0.0 <= get(config, key) <= 1.0:
-            raise InputError(f"{key}={get(config, key)} is not in [0, 1]; give a fraction, such as 0.5, or 1 for all")
+def _read_override(override: str, schema: type) -> Any:
+    try:
+        return read_override(override, schema)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise InputError(
+            f"override '{override}' cannot be read ({problem(error)}); write it like key.sub=value, a list like "
+            f"key=[1, 2], folders like data.path={{a: 1, b: 2}}"
+        ) from error
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(part)  # type: ignore[return-value]
 
 
 def _find(path: Path) -> Path:
@@ -171,16 +135,9 @@ def _find(path: Path) -> Path:
     )
 
 
-def _merge_source(override: str) -> Any:
-    try:
-        return OmegaConf.from_dotlist([override])
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"override '{override}' cannot be read: {' '.join(str(error).split())}") from error
-
-
 def _nearest_key(schema: type, full_key: str) -> str:
     """Name the known key closest to an unknown one, over the whole tree when its own section has none."""
-    known = list(_keys(OmegaConf.to_container(OmegaConf.structured(schema))))
+    known = list(_keys(OmegaConf.to_container(_structured(schema))))
     section, _, name = full_key.rpartition(".")
     siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
     elsewhere = [key for key in known if key.rpartition(".")[2] == name]
@@ -188,8 +145,8 @@ def _nearest_key(schema: type, full_key: str) -> str:
     return f"; did you mean '{elsewhere[0]}'?" if elsewhere and "did you mean" not in hint else hint
 
 
-def _keys(tree: Any, prefix: str = "") -> Any:
+def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
     for name, value in tree.items():
-        yield prefix + name
-        if isinstance(value, dict):
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
             yield from _keys(value, f"{prefix}{name}.")

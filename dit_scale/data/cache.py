@@ -30,7 +30,10 @@ from dit_scale.files import exclusive_lock, make_writable_folder, remove
 
 _SHARDS, _LOCKS, _ROOM_LOCK = "shards", "locks", "room.lock"
 _DESK, _ALIVE, _RESERVED = "desk-", "alive", "reserved-"
-_BUSY = "cache folder '{place}' is held by {{holder}}; look to what that does, or give another data.cache"
+_BUSY = (
+    "cache folder '{place}' is held by {{holder}}; look to what that does, or give another data.cache "
+    "(inspect: --cache)"
+)
 
 
 class Cache:
@@ -199,7 +202,7 @@ def _root(root: Path | None) -> Path:
     own = Path(tempfile.gettempdir()) / f"dit_scale-{os.getuid()}"
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
     if own.stat().st_uid != os.getuid():
-        raise InputError(f"cache folder '{own}' belongs to another user; give data.cache")
+        raise InputError(f"cache folder '{own}' belongs to another user; give data.cache (inspect: --cache)")
     return own
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dit_scale.classes import ClassNames
 from dit_scale.data.folder import ShardFolder
 from dit_scale.data.manifest import Manifest
 from dit_scale.data.mixture import Mixture, mix
@@ -69,8 +70,8 @@ class LatentDataset:
     ) -> "LatentDataset":
         """Open a shard folder, or several with weights; raises InputError where one is not what its manifest says.
 
-        ``class_names`` renames classes: ``{folder: {its name: name here}}``. A fraction of the records, chosen by the
-        hash of their keys, is held out of training.
+        ``class_names`` renames classes: ``{folder: {its name or label: name here}}``. A fraction of the records, chosen
+        by the hash of their keys, is held out of training.
         """
         weights = dict(path) if isinstance(path, Mapping) else {str(path): 1.0}
         folders = [ShardFolder.open(place, cache, cache_bytes, patience_seconds) for place in weights]
@@ -86,7 +87,7 @@ class LatentDataset:
         return self.folders[0].manifest
 
     @property
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self) -> ClassNames:
         """Names of the classes in the order of the labels."""
         return self.mixture.class_names
 

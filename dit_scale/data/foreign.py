@@ -2,17 +2,18 @@
 
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from dit_scale.documents import parsed_or_none
 from dit_scale.errors import InputError
+from dit_scale.kinds import TAR, kind_of
 
 DTYPES = ("float16", "float32", "float64")
 
@@ -60,7 +61,9 @@ def samples(tar: Path, ending: str = "npy") -> Iterator[Sample]:
                     offset, array = arrays.pop(key)
                     yield Sample(key, labels.pop(key), offset, array.shape, array.dtype.name, array)
     except tarfile.TarError as error:
-        raise InputError(f"'{tar}' is not a whole, uncompressed tar ({error}); give another or mend it") from error
+        kind = kind_of(tar)
+        how = f"not whole ({error})" if kind == TAR else f"{kind}, not an uncompressed tar"
+        raise InputError(f"'{tar}' is {how}; give a whole tar of KEY.npy and KEY.cls") from error
     if arrays:
         raise InputError(f"'{tar}' holds '{min(arrays)}.{ending}' but no '{min(arrays)}.cls'; give each its label")
 
@@ -92,11 +95,17 @@ def _array(tar: Path, member: tarfile.TarInfo, content: bytes) -> tuple[int, np.
     return member.offset_data + begin, array
 
 
+class _Labelled(TypedDict):
+    label: int
+
+
 def _label(tar: Path, name: str, content: bytes) -> int:
-    try:
-        label = int(json.loads(content)["label"] if name.endswith(".json") else content)
-    except (ValueError, KeyError, TypeError):
-        label = -1
+    if name.endswith(".json"):
+        found = parsed_or_none(content, _Labelled)
+        label = -1 if found is None else found["label"]
+    else:
+        label = int(content) if content.strip().isdigit() else -1
     if label < 0:
-        raise InputError(f"'{name}' in '{tar}' gives no class number ({content[:40]!r}); write 0, 1, 2, … as text")
+        excerpt = content[:40].decode("utf-8", "replace").strip()
+        raise InputError(f"'{name}' in '{tar}' gives no class number ('{excerpt}'); write 0, 1, 2, … as text")
     return label

@@ -117,7 +117,7 @@ class Loader:
     ):
         if global_batch_size % world_size:
             raise InputError(
-                f"global_batch_size={global_batch_size} is not divisible by {world_size} ranks; give a multiple"
+                f"train.global_batch_size={global_batch_size} is not divisible by {world_size} ranks; give a multiple"
             )
         reading = reading or Reading()
         size = global_batch_size // world_size

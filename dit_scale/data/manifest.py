@@ -6,15 +6,18 @@ import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
+from dit_scale.classes import ClassNames
 from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
 from dit_scale.data.statistics import LatentStatistics
 from dit_scale.data.storage import LocalStorage, Storage
+from dit_scale.documents import Misfit, fitted, parsed
 from dit_scale.errors import InputError
 from dit_scale.files import write_json
+from dit_scale.kinds import GZIP, TAR, ZIP, kind_of
 from dit_scale.latents import LatentSpec
 
 FILE_NAME = "manifest.json"
@@ -78,7 +81,7 @@ class Manifest:
     autoencoder: dict[str, Any]
     """Identity of the autoencoder, which is kept beside the shards."""
     transform: Transform
-    class_names: tuple[str, ...]
+    class_names: ClassNames
     """In the order of the labels; for ImageNet the wnids."""
     statistics: LatentStatistics
     rejected: int
@@ -118,6 +121,8 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a shard folder, or raise InputError saying why there is none that can be trusted."""
+    if folder.is_file():
+        raise InputError(f"'{folder}' is {kind_of(folder)}, not a shard folder; {_what_takes(folder)}")
     if not folder.is_dir():
         raise InputError(f"shard folder '{folder}' does not exist; dit-scale encode makes one")
     path = folder / FILE_NAME
@@ -137,6 +142,25 @@ def manifest_in(storage: Storage) -> Manifest:
     return parse_manifest(content, f"{storage.location}/{FILE_NAME}")
 
 
+def _what_takes(file: Path) -> str:
+    """Say what makes a shard folder of a file, or where its own is."""
+    kind = kind_of(file)
+    if (file.parent / FILE_NAME).is_file():
+        return f"give the folder that it lies in, '{file.parent}'"
+    if kind == TAR:
+        return (
+            "of images: dit-scale encode takes it as source.path; of latents (KEY.npy with KEY.cls): put it into a "
+            "folder, run dit-scale index on that folder, and give the folder"
+        )
+    if kind in (ZIP, GZIP):
+        how = "python -m zipfile -e" if kind == ZIP else "tar xf"
+        return f"unpack it ({how}); dit-scale encode makes shards of images, dit-scale index of tars of latents"
+    return (
+        "dit-scale encode makes shards of images; latents go into tars (KEY.npy with KEY.cls), of which "
+        "dit-scale index makes a shard folder"
+    )
+
+
 def _no_manifest(folder: object) -> str:
     return (
         f"'{folder}' has no {FILE_NAME}, so it is no shard folder or its encoding is unfinished; run dit-scale encode "
@@ -144,47 +168,41 @@ def _no_manifest(folder: object) -> str:
     )
 
 
+def _described(stored: StoredArray) -> str:
+    what = "means and log-variances" if stored.has_variance else "latents"
+    return f"{what} as {stored.dtype} times {stored.scale:g}"
+
+
+class _Head(TypedDict):
+    format_version: int
+    fingerprint: str
+
+
 def parse_manifest(text: bytes, path: str) -> Manifest:
     """Return a manifest from the bytes of its file; raises InputError where it cannot be trusted."""
+    fix = "delete it and run dit-scale encode again with the same settings, or dit-scale index for latents by others"
     try:
-        content = json.loads(text)
-        version, fingerprint = int(content.pop("format_version")), str(content.pop("fingerprint"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"'{path}' is not a manifest ({error!r}); delete it and run dit-scale encode again") from error
+        head: Any = parsed(text, _Head)
+    except Misfit as misfit:
+        raise InputError(f"'{path}' is not a manifest of shards: {misfit}; {fix}") from misfit
+    version, fingerprint = head.pop("format_version"), head.pop("fingerprint")
     if version != FORMAT_VERSION:
         raise InputError(
             f"'{path}' has format version {version}, this dit_scale reads {FORMAT_VERSION}; "
             f"{'update dit_scale' if version > FORMAT_VERSION else 'encode the images again'}"
         )
-    manifest = _parse(content, path)
+    try:
+        manifest: Manifest = fitted(head, Manifest)
+    except Misfit as misfit:
+        raise InputError(f"'{path}' is not a manifest of format {FORMAT_VERSION}: {misfit}; {fix}") from misfit
+    if manifest.container == "tar" and manifest.stored != StoredArray():
+        raise InputError(
+            f"'{path}' says that its tars hold {_described(manifest.stored)}, and ours hold "
+            f"{_described(StoredArray())}; encode the images again"
+        )
     if manifest.fingerprint != fingerprint:
         raise InputError(
             f"'{path}' was changed after it was written: its fingerprint is {fingerprint[:12]}, its content gives "
             f"{manifest.fingerprint[:12]}; delete it and run dit-scale encode with the same settings"
         )
     return manifest
-
-
-def _parse(content: dict[str, Any], path: str) -> Manifest:
-    try:
-        latents, statistics = content.pop("latents"), content.pop("statistics")
-        manifest = Manifest(
-            latents=LatentSpec.from_json(latents),
-            stored=StoredArray(**content.pop("stored")),
-            transform=Transform(**content.pop("transform")),
-            statistics=LatentStatistics(**_with_tuples(statistics)),
-            shards=tuple(ShardEntry(**shard) for shard in content.pop("shards")),
-            **_with_tuples(content),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"'{path}' lacks or has a key that its format does not ({error}); encode anew") from error
-    if manifest.container == "tar" and manifest.stored != StoredArray():
-        raise InputError(
-            f"'{path}' tells of {manifest.stored} where tars hold {StoredArray()}; encode the images again"
-        )
-    return manifest
-
-
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values read from JSON with tuples where dataclasses have them."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

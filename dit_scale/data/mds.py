@@ -89,7 +89,7 @@ def _folder_in_the_making(target: Path) -> Iterator[Path | None]:
         remove(work)
         work.mkdir()
         try:
-            with full_disk_explained(f"'{target.parent}'", "which begins anew"):
+            with full_disk_explained(target.parent, "which begins anew"):
                 yield work
                 _sync(work)
                 work.rename(target)

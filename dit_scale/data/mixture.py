@@ -1,21 +1,22 @@
-"""Several shard folders as one: the same kind of latents, and one set of classes told apart by name."""
+"""Shard folders as one: one folder's labels as they are; of several, one set of classes told apart by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from dit_scale.classes import ClassNames, as_number, in_words
 from dit_scale.data.manifest import Manifest
 from dit_scale.errors import InputError, nearest
 
 Renamed = Mapping[str, Mapping[str, str]]
-"""``{folder: {class name there: class name here}}``."""
+"""``{folder: {class name there, or its label: class name here}}``."""
 
 
 @dataclass(frozen=True)
 class Mixture:
     """What folders have in common."""
 
-    class_names: tuple[str, ...]
+    class_names: ClassNames
     """The first folder's, then what the others add."""
     labels: tuple[tuple[int, ...], ...]
     """For each folder, the label here of each of its own labels."""
@@ -29,28 +30,46 @@ def mix(manifests: Mapping[str, Manifest], renamed: Renamed | None = None) -> Mi
     for place in renamed:
         if place not in manifests:
             raise InputError(f"data.class_names tells of '{place}', which is no folder{nearest(place, manifests)}")
+    if len(manifests) == 1 and not any(renamed.values()):
+        (names,) = (manifest.class_names for manifest in manifests.values())
+        return Mixture(names, (tuple(range(len(names))),), _short_names(list(manifests)))
     own_names = {place: _names_here(place, manifests[place], renamed.get(place, {})) for place in manifests}
     if len(manifests) > 1:
         _check_latents(manifests)
         _check_numbered(manifests, renamed)
         _check_alike(own_names)
-    class_names = tuple(dict.fromkeys(name for names in own_names.values() for name in names))
-    labels = {name: label for label, name in enumerate(class_names)}
+    class_names = ClassNames(dict.fromkeys(name for names in own_names.values() for name in names))
     return Mixture(
         class_names,
-        tuple(tuple(labels[name] for name in names) for names in own_names.values()),
+        tuple(tuple(class_names.labels_named(name)[0] for name in names) for names in own_names.values()),
         _short_names(list(manifests)),
     )
 
 
 def _names_here(place: str, manifest: Manifest, renamed: Mapping[str, str]) -> list[str]:
-    for name in renamed:
-        if name not in manifest.class_names:
+    """Return the name here of each label; raises InputError where two classes of the folder cannot be told apart."""
+    new_names = {_label_there(place, key, manifest.class_names): name for key, name in renamed.items()}
+    for name, labels in manifest.class_names.twice().items():
+        left = [label for label in labels if label not in new_names]
+        if len(left) > 1:
             raise InputError(
-                f"data.class_names renames '{name}' of '{place}', which has no such class"
-                f"{nearest(name, manifest.class_names)}"
+                f"'{place}' has {len(left)} classes named '{name}' ({in_words(left)}), and a mixture tells classes "
+                f"apart by name; give each a name by data.class_names={{'{place}': {{'{left[0]}': NAME, …}}}}"
             )
-    return [renamed.get(name, name) for name in manifest.class_names]
+    return [new_names.get(label, name) for label, name in enumerate(manifest.class_names)]
+
+
+def _label_there(place: str, key: str, names: ClassNames) -> int:
+    """Return the label that a key of data.class_names means: a name there, or else a label."""
+    labels = names.labels_named(key)
+    if not labels and (number := as_number(key)) is not None and number < len(names):
+        return number
+    if len(labels) == 1:
+        return labels[0]
+    what = f"data.class_names renames '{key}' of '{place}', which"
+    if labels:
+        raise InputError(f"{what} is the name of {in_words(labels)} there; give the label")
+    raise InputError(f"{what} has no such class{nearest(key, names)}")
 
 
 def _check_latents(manifests: Mapping[str, Manifest]) -> None:

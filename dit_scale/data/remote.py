@@ -181,7 +181,7 @@ class RemoteStorage(OpenShards):
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(
                 f"cache folder '{self._cache.folder}' has no room left for '{where}'; make some, give another "
-                f"data.cache, or data.cache_bytes less than the room that there is"
+                f"data.cache (inspect: --cache), or data.cache_bytes less than the room that there is"
             ) from error
         self._remote.raise_where_hopeless(file.name, error)
         return f"'{where}' cannot be fetched ({one_line(error)})"

@@ -69,6 +69,6 @@ def _num_guided(channels: int | None, latent_channels: int) -> int:
     if not 1 <= channels <= latent_channels:
         raise InputError(
             f"guidance of {channels} channels does not suit a latent of {latent_channels}; "
-            f"choose 1 to {latent_channels}, or None for all"
+            f"choose 1 to {latent_channels}, or leave it out to guide all"
         )
     return channels

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dit_scale.config import EngineConfig, TrainSection
+from dit_scale.config import EngineConfig, TrainSection, refuse_unused
 from dit_scale.distributed.overlap import overlap_pays
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
@@ -162,24 +162,13 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
 
 
 def check_engine(engine: EngineConfig) -> None:
-    """Refuse what DeepSpeed refuses or gets wrong with an InputError."""
+    """Refuse what DeepSpeed refuses or gets wrong, and what has no effect, with an InputError."""
     if engine.zero_stage == 0 and engine.precision == "bf16":
         raise InputError(
             "engine.zero_stage=0 with engine.precision=bf16 makes DeepSpeed take a wrong Adam step; "
             "use engine.zero_stage=1 (the same memory on one rank) or engine.precision=fp32"
         )
-    if engine.zero_stage == 0 and engine.offload_optimizer:
-        raise InputError("engine.offload_optimizer needs sharded optimizer state; use engine.zero_stage=1, 2 or 3")
-    if engine.activation_budget < 1 and not engine.compile:
-        raise InputError(
-            f"engine.activation_budget={engine.activation_budget:g} is kept by compiled blocks alone; give "
-            f"engine.compile=true, or engine.checkpoint_every_blocks instead"
-        )
-    if engine.hierarchical_partitioning and engine.zero_stage != 3:
-        raise InputError(
-            f"engine.hierarchical_partitioning partitions parameters, which engine.zero_stage={engine.zero_stage} does "
-            f"not; give engine.zero_stage=3"
-        )
+    refuse_unused(engine, "engine")
 
 
 def _import_deepspeed() -> Any:

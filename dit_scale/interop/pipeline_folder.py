@@ -5,11 +5,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, TypeVar
 
-from safetensors import SafetensorError
 from torch import Tensor
 
+from dit_scale.classes import ClassNames, as_number
+from dit_scale.documents import read_document
 from dit_scale.errors import InputError
 from dit_scale.interop.architecture import Architecture
 from dit_scale.interop.pipeline_names import (
@@ -19,6 +20,7 @@ from dit_scale.interop.pipeline_names import (
     to_pipeline_names,
     to_published_names,
 )
+from dit_scale.weights import from_pretrained
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,31 @@ _FIXED = {
 _NORM_EPS = 1e-6
 _PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 _SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+
+
+class _Index(TypedDict):
+    _class_name: str
+    id2label: NotRequired[dict[str, str] | None]
+
+
+class _Transformer(TypedDict):
+    _class_name: str
+    norm_eps: NotRequired[float]
+
+
+class _Scheduler(TypedDict):
+    beta_schedule: str
+    beta_start: NotRequired[float]
+    beta_end: NotRequired[float]
+    num_train_timesteps: NotRequired[int]
+    prediction_type: NotRequired[str | None]
+
+
+class _Autoencoder(TypedDict):
+    scaling_factor: NotRequired[float | None]
+
+
+_Settings = TypeVar("_Settings")
 
 
 @dataclass(frozen=True)
@@ -58,7 +85,7 @@ class Pipeline:
     noise: Noise
     latent_scale: float | None
     """None where the folder leaves it to the autoencoder's class."""
-    class_names: tuple[str, ...]
+    class_names: ClassNames
 
 
 def write_pipeline(
@@ -99,16 +126,16 @@ def read_pipeline(folder: Path, class_names: Sequence[str] | None = None) -> Pip
 
     Raises InputError where it is another pipeline's, a file is missing or damaged, or no DiT could say the same.
     """
-    index = _json(folder / INDEX)
+    index = _json(folder / INDEX, _Index)
     if index.get("_class_name") != "DiTPipeline":
         raise InputError(f"'{folder}' is of class {index.get('_class_name')}; give the folder of a DiTPipeline")
-    _check_transformer(_json(folder / "transformer" / "config.json"), folder)
-    noise = _noise_of(_json(folder / "scheduler" / "scheduler_config.json"), folder)
-    latent_scale = _json(folder / "vae" / "config.json").get("scaling_factor")
+    _check_transformer(_json(folder / "transformer" / "config.json", _Transformer), folder)
+    noise = _noise_of(_json(folder / "scheduler" / "scheduler_config.json", _Scheduler), folder)
+    latent_scale = _json(folder / "vae" / "config.json", _Autoencoder).get("scaling_factor")
     transformer = _load_transformer(folder)
     config = transformer.config
     weights = to_published_names(transformer.state_dict(), config.num_layers, str(folder))
-    names = tuple(class_names or _own_names(index, folder) or map(str, range(config.num_embeds_ada_norm)))
+    names = ClassNames(class_names or _own_names(index, folder) or map(str, range(config.num_embeds_ada_norm)))
     weights = cut_labels(weights, len(names), str(folder))
     return Pipeline(weights, config.sample_size, config.num_attention_heads, noise, latent_scale, names)
 
@@ -116,16 +143,8 @@ def read_pipeline(folder: Path, class_names: Sequence[str] | None = None) -> Pip
 def _load_transformer(folder: Path) -> Any:
     from diffusers import DiTTransformer2DModel
 
-    try:
-        model, found = DiTTransformer2DModel.from_pretrained(
-            folder / "transformer", output_loading_info=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise InputError(f"'{folder / 'transformer'}' cannot be loaded ({reason}); copy it anew") from error
-    if missing := found["missing_keys"]:  # diffusers would fill them with noise
-        raise InputError(f"'{folder / 'transformer'}' holds no {sorted(missing)[0]}; copy it anew")
-    return model
+    path = folder / "transformer"
+    return from_pretrained(DiTTransformer2DModel, path, f"'{path}'", "copy the folder again", local_files_only=True)
 
 
 def _check_transformer(config: Mapping[str, Any], folder: Path) -> None:
@@ -136,7 +155,8 @@ def _check_transformer(config: Mapping[str, Any], folder: Path) -> None:
     for key, needed in _FIXED.items():
         if config.get(key, needed) != needed:
             raise InputError(
-                f"the transformer of '{folder}' has {key}={config[key]!r} where a DiT has {needed!r}; give a DiT's"
+                f"the transformer of '{folder}' has {key}={json.dumps(config[key])} where a DiT has "
+                f"{json.dumps(needed)}; give a DiT's"
             )
     if config.get("norm_eps", 1e-5) != _NORM_EPS:
         log.warning(
@@ -184,18 +204,12 @@ def _has_our_betas(config: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
 
 def _own_names(index: Mapping[str, Any], folder: Path) -> list[str]:
     """Return the class names in the order of the labels; none where the folder has none."""
-    names = {int(label): str(name) for label, name in (index.get("id2label") or {}).items()}
-    if sorted(names) != list(range(len(names))):
+    names = index.get("id2label") or {}
+    by_label = {as_number(label): name for label, name in names.items()}
+    if len(by_label) != len(names) or any(label not in by_label for label in range(len(names))):
         raise InputError(f"id2label of '{folder / INDEX}' does not number the classes 0, 1, …; give --class-names FILE")
-    return [names[label] for label in range(len(names))]
+    return [by_label[label] for label in range(len(names))]
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"'{path}' cannot be read ({reason}); give a whole DiTPipeline folder") from error
-    if not isinstance(content, dict):
-        raise InputError(f"'{path}' holds no settings; give a whole DiTPipeline folder")
-    return content
+def _json(path: Path, shape: type[_Settings]) -> _Settings:
+    return read_document(path, shape, "a DiTPipeline's file of settings", "give a whole DiTPipeline folder")

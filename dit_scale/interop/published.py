@@ -1,7 +1,6 @@
 """Published .pt files, safetensors and bare state dicts, read and written."""
 
-import argparse
-import pickle
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,38 +11,44 @@ from torch import Tensor, nn
 
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write
+from dit_scale.interop.foreign_folders import is_rounded_copy, refuse_part
+from dit_scale.interop.torch_file import read_torch_file
+from dit_scale.interop.wrapping import unwrapped
+from dit_scale.weights import FIXED_TABLES, load_strictly
+
+log = logging.getLogger(__name__)
 
 FORMS = ("pt", "safetensors")
 """What ``write_weights`` can write; a file's ending says which it is."""
 
 _LABEL_TABLE = "y_embedder.embedding_table.weight"
-_POSITIONS = "pos_embed"
-_NOT_WEIGHTS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-"""What torch.load raises for a file of another kind, by what its first bytes happen to mean."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict: .safetensors, or .pt with the weights bare or under ``ema`` (preferred) or ``model``.
+    """Read a state dict under the model's own names from a .safetensors, or from a .pt as trainers save it.
 
-    No code of the file is run; the published trainer's ``argparse.Namespace`` is the one type let through.
+    No code of the file is run. Raises InputError where there is no state dict in it, or only a part of one.
     """
     if not path.is_file():
         raise InputError(f"weights '{path}' are not a file; give a .safetensors or .pt file, or a folder")
+    refuse_part(path)
+    weights = unwrapped(_content(path), str(path))
+    if is_rounded_copy(path) and any(value.dtype != torch.float32 for value in weights.values()):
+        log.warning(
+            "weights '%s' are rounded to compute with; to get those in fp32 give the folder, %s: it tells the command",
+            path,
+            path.parent,
+        )
+    return weights
+
+
+def _content(path: Path) -> object:
+    if path.suffix != ".safetensors":
+        return read_torch_file(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, *_NOT_WEIGHTS) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"weights '{path}' cannot be read as safetensors or as a .pt of tensors: {reason}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"weights '{path}' hold a {type(content).__name__}; give a file with a state dict")
-    for key in ("ema", "model"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"weights '{path}' cannot be read as safetensors ({error}); copy the file again") from error
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path, form: str) -> None:
@@ -62,8 +67,8 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None
     Raises InputError where any other name or shape differs.
     """
     expected = model.state_dict()
-    weights = dict(weights)
-    weights[_POSITIONS] = expected[_POSITIONS]  # fixed by the latent's size, which may have changed
+    # A fixed table depends on the latent's size, which may have changed.
+    weights = {name: value for name, value in weights.items() if name not in FIXED_TABLES}
     table = weights.get(_LABEL_TABLE)
     if (
         table is not None
@@ -73,18 +78,4 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None
         fresh = expected[_LABEL_TABLE].clone()
         fresh[-1] = table[-1]  # the null label means the same for any classes
         weights[_LABEL_TABLE] = fresh
-    check_names_and_shapes(weights, expected, origin, "set model.* to the model that they were trained as")
-    model.load_state_dict(weights)
-
-
-def check_names_and_shapes(
-    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str, way_out: str
-) -> None:
-    """Raise InputError for the first name that either side lacks or whose shape differs."""
-    for name in sorted(expected.keys() | weights.keys()):
-        here = tuple(expected[name].shape) if name in expected else "absent"
-        there = tuple(weights[name].shape) if name in weights else "absent"
-        if here != there:
-            raise InputError(
-                f"weights '{origin}' are of another model: {name} is {there} there and {here} here; {way_out}"
-            )
+    load_strictly(model, weights, origin, "set model.* to the model that they were trained as", FIXED_TABLES)

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention behind one function; the only import of xformers."""
+"""Scaled dot-product attention behind one function."""
 
 import functools
 import logging
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dit_scale import memory_efficient
 from dit_scale.errors import InputError, nearest
 
 logger = logging.getLogger(__name__)
@@ -27,9 +28,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor
     All tensors are [N, T, num_heads, head_size]; ``backend`` is an answer of ``choose_backend``.
     """
     if backend == "xformers":
-        from xformers.ops import memory_efficient_attention
-
-        return memory_efficient_attention(query, key, value)  # [N, T, H, d]
+        return memory_efficient.attend(query, key, value)  # [N, T, H, d]
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))  # 3 x [N, H, T, d]
     return _BY_NAME[backend](query, key, value).transpose(1, 2)  # [N, T, H, d]
 
@@ -129,15 +128,13 @@ def _obstacle(device_type: str, dtype: torch.dtype) -> str:
     """Say what keeps xformers from running, or return an empty string."""
     if device_type != "cuda":
         return f"xformers has no operator for device '{device_type}'"
+    if unloaded := memory_efficient.obstacle():
+        return "; ".join(unloaded)
+    if not torch.cuda.is_available():
+        return "there is no GPU for xformers"
+    probe = torch.zeros(1, 8, 1, 64, device=device_type, dtype=dtype, requires_grad=True)
     try:
-        from xformers.ops import memory_efficient_attention
-
-        if not torch.cuda.is_available():
-            return "there is no GPU for xformers"
-        probe = torch.zeros(1, 8, 1, 64, device=device_type, dtype=dtype, requires_grad=True)
-        memory_efficient_attention(probe, probe, probe)
-    except ImportError as error:
-        return f"xformers cannot be imported ({error})"
-    except NotImplementedError:  # xformers' way to say so; its binaries may be built for another PyTorch or CUDA
-        return f"xformers has no operator for {dtype} on this GPU; python -m xformers.info says what it was built for"
+        memory_efficient.attend(probe, probe, probe)
+    except NotImplementedError as error:  # xformers' way to say that no operator takes such tensors here
+        return f"xformers has no operator for {dtype} on this GPU ({' '.join(str(error).split())[:400]})"
     return ""

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from dit_scale import draws
 from dit_scale.autoencoder import Autoencoder, to_uint8
+from dit_scale.config import SamplingConfig
 from dit_scale.diffusion import Objective, choose_solver, guided
 from dit_scale.diffusion.guidance import Interval
+from dit_scale.diffusion.losses import Denoiser
 from dit_scale.diffusion.solvers import OnStep, Solver, options_of
 from dit_scale.draws import Stream
 from dit_scale.errors import InputError
@@ -34,6 +36,37 @@ class SamplingSettings:
     """Noise levels, 0 at the latent and 1 at noise, between which there is guidance."""
     solver_options: tuple[tuple[str, float], ...] = ()
     """What the solver knows by keyword: (("eta", 1.0),)."""
+
+    @classmethod
+    def of(cls, config: SamplingConfig, seed: int) -> "SamplingSettings":
+        """Take what a configuration, or a command's options, say."""
+        return cls(
+            config.solver,
+            config.num_sampling_steps,
+            config.cfg_scale,
+            config.guidance_channels,
+            seed,
+            config.guidance_interval,
+            tuple(config.solver_options.items()),
+        )
+
+    def check(self, objective: Objective, channels: int, out_channels: int, null_label: int | None) -> None:
+        """Raise InputError where something does not fit the objective, the latent or the model.
+
+        Tried out: a latent of [1, C, 1, 1] is drawn from a network of zeros.
+        """
+
+        def zeros(noised_latent: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
+            return noised_latent.new_zeros(len(noised_latent), out_channels, 1, 1)
+
+        only = torch.zeros(1, dtype=torch.long)
+        latent = _draw(zeros, null_label, objective, (channels, 1, 1), only, only, self)
+        if not torch.isfinite(latent).all():
+            options = ", ".join(f"{name}={value:g}" for name, value in self.solver_options) or "no options"
+            raise InputError(
+                f"solver '{self.name_of_solver(objective)}' with {options} and {self.num_sampling_steps} steps gives "
+                f"numbers that are not finite; give other options, or another number of steps"
+            )
 
     def solver_for(self, objective: Objective) -> Solver:
         """Return the solver with its options; raises InputError where something does not fit the objective."""
@@ -80,21 +113,34 @@ def sample_latents(
     def denoiser(noised_latent: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
         return model(noised_latent.to(dtype), timestep, label).float()
 
+    return _draw(denoiser, model.null_label, objective, latents.shape, labels, indices, settings, on_step)
+
+
+def _draw(
+    denoiser: Denoiser,
+    null_label: int | None,
+    objective: Objective,
+    shape: tuple[int, ...],
+    labels: Tensor,
+    indices: Tensor,
+    settings: SamplingSettings,
+    on_step: OnStep | None = None,
+) -> Tensor:
     def step_noise(step: int) -> Tensor:
-        return draws.normal(settings.seed, Stream.STEP_NOISE, indices, latents.shape, chapter=step)
+        return draws.normal(settings.seed, Stream.STEP_NOISE, indices, shape, chapter=step)
 
     return settings.solver_for(objective)(
         objective,
         guided(
             denoiser,
             labels,
-            model.null_label,
+            null_label,
             settings.cfg_scale,
             settings.guidance_channels,
             settings.guidance_interval,
             objective.noise_levels,
         ),
-        draws.normal(settings.seed, Stream.INITIAL_NOISE, indices, latents.shape),
+        draws.normal(settings.seed, Stream.INITIAL_NOISE, indices, shape),
         settings.num_sampling_steps,
         step_noise,
         on_step,

@@ -1,6 +1,7 @@
 """`dit-scale sample`: images shared among the ranks, and only those that are missing."""
 
 import csv
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch.distributed as dist
 from PIL import Image
 
+from dit_scale.checkpoint.averages import youth_of
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
 from dit_scale.files import atomic_write, full_disk_explained, make_writable_folder, remove
 from dit_scale.pictures import labelled_grid, write_png
@@ -19,6 +21,8 @@ from dit_scale.sampling.drawing import SamplingSettings
 from dit_scale.sampling.protocol import PROTOCOL, begin_or_go_on
 from dit_scale.sampling.sampler import Sampler
 from dit_scale.versions import versions
+
+log = logging.getLogger(__name__)
 
 _PNG_END = b"IEND\xaeB`\x82"
 _SECONDS_BETWEEN_LINES = 5.0
@@ -30,8 +34,8 @@ class Request:
 
     out: Path
     num_samples: int
-    classes: Sequence[str] = ()
-    """Numbers or names; empty takes all."""
+    classes: Sequence[int] = ()
+    """Labels; empty takes all."""
     random_classes: bool = False
     """Draw each image's class instead of taking them in turn."""
     batch_size: int = 32
@@ -46,7 +50,7 @@ class Request:
 
 def sample(sampler: Sampler, settings: SamplingSettings, request: Request, world: World) -> None:
     """Write ``out/images/000000.png`` …, labels.csv, protocol.json and a labelled grid (collective)."""
-    settings.solver_for(sampler.objective)
+    sampler.check(settings)
     seed = settings.seed if request.random_classes else None
     labels = sampler.labels_of(request.classes, request.num_samples, seed)
     folder = request.out / "images"
@@ -55,11 +59,11 @@ def sample(sampler: Sampler, settings: SamplingSettings, request: Request, world
     with process_group(world, sampler.device):
         dist.broadcast_object_list(missing, src=0)
         batch_size = min(request.batch_size, len(labels))
-        with full_disk_explained(f"'{request.out}'"):
+        with full_disk_explained(request.out):
             _write_images(sampler, labels, settings, folder, batch_size, missing[0], world)
         dist.barrier()
     if world.is_rank_zero:
-        with full_disk_explained(f"'{request.out}'"):
+        with full_disk_explained(request.out):
             _finish(sampler, settings, request, labels)
         have = f", {len(labels) - len(missing[0])} of them there before" if len(missing[0]) < len(labels) else ""
         print(f"{len(labels)} images in {folder}{have}; a grid of them in {request.out / 'grid.png'}")
@@ -70,7 +74,10 @@ def start(path: Path, weights: str, decoder: str | None, precision: str, compile
     world = World.from_environment()
     device = device_of(world)
     set_threads(world)
-    return Sampler(path, device, weights, decoder, precision, compile_blocks), world
+    sampler = Sampler(path, device, weights, decoder, precision, compile_blocks)
+    if world.is_rank_zero and (said := youth_of(sampler.checkpoint, weights)):
+        log.warning("%s; --weights master draws with the trained weights", said)
+    return sampler, world
 
 
 def _begin(sampler: Sampler, settings: SamplingSettings, request: Request, labels: list[int]) -> list[int]:
@@ -81,7 +88,7 @@ def _begin(sampler: Sampler, settings: SamplingSettings, request: Request, label
         for name in ("images", PROTOCOL, "labels.csv", "grid.png", "frames.png", "samples.npz"):
             remove(request.out / name)
         folder.mkdir()
-    classes = [sampler.class_names[label] for label in dict.fromkeys(labels)]
+    classes = [sampler.class_names.title(label) for label in dict.fromkeys(labels)]
     protocol = {
         **sampler.described(),
         **settings.described(sampler.objective),
@@ -147,12 +154,12 @@ def _finish(sampler: Sampler, settings: SamplingSettings, request: Request, labe
     rows = []
     for label in list(dict.fromkeys(labels))[:most_rows]:
         indices = [index for index, other in enumerate(labels) if other == label][:most_columns]
-        rows.append((names[label], [np.asarray(Image.open(_png(out / "images", index))) for index in indices]))
+        rows.append((names.title(label), [np.asarray(Image.open(_png(out / "images", index))) for index in indices]))
     write_png(labelled_grid(rows), out / "grid.png")
     if request.npz:
         write_npz([_png(out / "images", index) for index in range(len(labels))], out / "samples.npz")
     if request.num_frames:
         first = list(range(min(most_columns, len(labels))))
         frames = sampler.frames([labels[index] for index in first], first, settings, request.num_frames)
-        strips = [(names[labels[i]], [images[i] for _, images in frames]) for i in first]
+        strips = [(names.title(labels[i]), [images[i] for _, images in frames]) for i in first]
         write_png(labelled_grid(strips, headings=[done for done, _ in frames]), out / "frames.png")

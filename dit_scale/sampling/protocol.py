@@ -1,10 +1,10 @@
 """What tells a reader how images came to be, and whether a folder's images are those that are asked for."""
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from dit_scale.errors import InputError
+from dit_scale.documents import read_document
+from dit_scale.errors import InputError, shown
 from dit_scale.files import write_json
 
 PROTOCOL = "protocol.json"
@@ -13,30 +13,26 @@ _MAY_DIFFER = ("num_samples", "versions")
 """Images that are there stay as they are when more are asked for, or after an upgrade, which the reader is told."""
 
 
-def read_protocol(folder: Path) -> dict[str, Any] | None:
-    """Return what a folder says of its images, or None where it says nothing; InputError where it is not readable."""
+class _Count(TypedDict):
+    num_samples: int
+
+
+def read_protocol(folder: Path, fix: str, shape: Any = dict[str, Any]) -> dict[str, Any] | None:
+    """Return what a folder says of its images, or None where it says nothing; InputError with ``fix`` for damage."""
     path = folder / PROTOCOL
-    if not path.is_file():
-        return None
-    try:
-        protocol = json.loads(path.read_text())
-        if isinstance(protocol, dict):
-            return protocol
-    except ValueError:
-        pass
-    raise InputError(f"'{path}' is not a protocol of samples; give another --out, or --overwrite")
+    return read_document(path, shape, "a protocol of samples", fix) if path.is_file() else None
 
 
 def begin_or_go_on(folder: Path, protocol: dict[str, Any]) -> None:
     """Write the protocol before the first image; raises InputError where images of another one are there."""
-    before = read_protocol(folder)
+    before = read_protocol(folder, "give another --out, or --overwrite", _Count)
     if before is None and any((folder / "images").glob("*.png")):
         raise InputError(f"'{folder}' holds images of which no {PROTOCOL} tells; give another --out, or --overwrite")
     for key in sorted(protocol.keys() | (before or {}).keys()):
         if before is not None and key not in _MAY_DIFFER and before.get(key) != protocol.get(key):
             raise InputError(
-                f"'{folder}' holds images of another protocol: {key} was {json.dumps(before.get(key))} and is "
-                f"{json.dumps(protocol.get(key))}; give another --out, or --overwrite"
+                f"'{folder}' holds images of another protocol: {key} was {shown(before.get(key))} and is "
+                f"{shown(protocol.get(key))}; give another --out, or --overwrite"
             )
     if before is not None and before["num_samples"] > protocol["num_samples"]:
         raise InputError(

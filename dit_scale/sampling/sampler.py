@@ -11,13 +11,15 @@ from dit_scale import draws
 from dit_scale.autoencoder import load_autoencoder
 from dit_scale.checkpoint import open_whole, weights_of
 from dit_scale.checkpoint.post_hoc import weights_digest
+from dit_scale.classes import ClassNames
 from dit_scale.config import Config, config_from
 from dit_scale.diffusion.solvers import OnStep
 from dit_scale.draws import Stream
-from dit_scale.errors import InputError, nearest
+from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling.drawing import SamplingSettings, decode, sample_latents
+from dit_scale.weights import load_trained
 
 AUTOENCODER_FOLDER = "autoencoder"
 """Where a run folder keeps what decoding needs."""
@@ -39,11 +41,11 @@ class Sampler:
         data = checkpoint.description.data
         config = config_from(Config, checkpoint.description.config)
         self.checkpoint, self.device, self.weights, self.precision = checkpoint, device, weights, precision
-        self.class_names: list[str] = data["class_names"]
+        self.class_names = ClassNames(data["class_names"])
         self.latents = LatentSpec.from_json(data["latent"])
         self.objective = objective_of(config.diffusion, config.model.learn_sigma)
         self.model = model_of(config.model, self.latents, len(self.class_names))
-        self.model.load_state_dict(weights_of(checkpoint, weights), strict=False)  # positions are fixed, not stored
+        load_trained(self.model, weights_of(checkpoint, weights), str(checkpoint.folder))
         self.model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
         if compile_blocks:
             self.model.compile_blocks()
@@ -56,6 +58,11 @@ class Sampler:
                 f"decoder '{decoder}' reads {self.autoencoder.channels} channels, but the model makes latents of "
                 f"{self.latents.channels}; give a decoder that belongs to the encoder that they were made with"
             )
+
+    def check(self, settings: SamplingSettings) -> None:
+        """Raise InputError where settings do not fit the model, before anything is drawn."""
+        model = self.model
+        settings.check(self.objective, self.latents.channels, model.out_channels, model.null_label)
 
     def images(self, labels: Sequence[int], indices: Sequence[int], settings: SamplingSettings) -> np.ndarray:
         """Return images, uint8 [N, S, S, 3]."""
@@ -85,23 +92,12 @@ class Sampler:
             "autoencoder": self.autoencoder.identity,
         }
 
-    def labels_of(self, classes: Sequence[str], count: int, seed: int | None = None) -> list[int]:
-        """Return the label of each image: the given classes (numbers or names; none means all).
+    def labels_of(self, chosen: Sequence[int], count: int, seed: int | None = None) -> list[int]:
+        """Return the label of each image: of the chosen labels, none means all.
 
         In turn, so that they come out even; or, where ``seed`` is given, drawn for each image.
         """
-        known = {name: label for label, name in enumerate(self.class_names)}
-        chosen = []
-        for name in classes:
-            if name in known:
-                chosen.append(known[name])
-            elif name.isdigit() and int(name) < len(known):
-                chosen.append(int(name))
-            else:
-                raise InputError(
-                    f"class '{name}' is neither a number below {len(known)} nor a class name{nearest(name, known)}"
-                )
-        chosen = chosen or list(range(len(known)))
+        chosen = chosen or range(len(self.class_names))
         if seed is None:
             return [chosen[index % len(chosen)] for index in range(count)]
         drawn = draws.uniform(seed, Stream.LABEL, torch.arange(count)) * len(chosen)

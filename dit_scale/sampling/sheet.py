@@ -1,7 +1,7 @@
 """A comparison sheet: the same images under other settings, side by side in one labelled picture."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from dit_scale.config import SampleConfig, load_options
 from dit_scale.distributed.runtime import World, process_group
 from dit_scale.errors import InputError, nearest
 from dit_scale.files import make_writable_folder, write_json
@@ -48,7 +49,7 @@ def draw_sheet(
         for other, value in itertools.product(down.values, across.values)
     ]
     for cell in cells:
-        cell.solver_for(sampler.objective)  # all of them before the first is drawn
+        sampler.check(cell)  # all of them before the first is drawn
     make_writable_folder(out, "output folder")
     indices = list(range(len(labels)))
     with process_group(world, sampler.device):
@@ -71,7 +72,7 @@ def draw_sheet(
     write_json(
         out / "sheet.json",
         sampler.described()
-        | {"labels": [sampler.class_names[label] for label in labels]}
+        | {"labels": [sampler.class_names.title(label) for label in labels]}
         | {"cells": [cell.described(sampler.objective) for cell in cells]},
     )
     print(f"{len(cells)} x {len(labels)} images in {out / SHEET}")
@@ -81,13 +82,7 @@ def _label(axis: Axis, value: str) -> str:
     return f"{axis.name}={value}" if axis.name else ""
 
 
-_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "cfg-scale": ("cfg_scale", float),
-    "solver": ("solver", str),
-    "num-sampling-steps": ("num_sampling_steps", int),
-    "seed": ("seed", int),
-    "guidance-channels": ("guidance_channels", int),
-}
+_FIELDS = ("cfg-scale", "solver", "num-sampling-steps", "seed", "guidance-channels")
 _OPTIONS = ("eta", "time-shift", "tolerance", "diffusion-norm", "last-step-size")
 
 
@@ -95,13 +90,14 @@ def _with(settings: SamplingSettings, axis: Axis, value: str) -> SamplingSetting
     """Return the settings with one of them changed."""
     if not axis.name:
         return settings
-    try:
-        if axis.name in _OPTIONS:
-            options = dict(settings.solver_options) | {axis.name.replace("-", "_"): float(value)}
-            return replace(settings, solver_options=tuple(options.items()))
-        if axis.name in _FIELDS:
-            name, read = _FIELDS[axis.name]
-            return replace(settings, **{name: read(value)})
-    except ValueError as error:
-        raise InputError(f"--grid-over {axis.name}={value} is not a number; write it like cfg-scale=1,1.5,4") from error
-    raise InputError(f"--grid-over knows no '{axis.name}'{nearest(axis.name, [*_FIELDS, *_OPTIONS])}")
+    name = axis.name.replace("-", "_")
+    if axis.name in _OPTIONS:
+        options = load_options(SampleConfig, {"solver_options": {name: value}}, _spell).solver_options
+        return replace(settings, solver_options=tuple((dict(settings.solver_options) | options).items()))
+    if axis.name not in _FIELDS:
+        raise InputError(f"--grid-over knows no '{axis.name}'{nearest(axis.name, [*_FIELDS, *_OPTIONS])}")
+    return replace(settings, **{name: getattr(load_options(SampleConfig, {name: value}, _spell), name)})
+
+
+def _spell(key: str) -> str:
+    return f"--grid-over {key.rpartition('.')[2].replace('_', '-')}"

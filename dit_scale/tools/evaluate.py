@@ -1,16 +1,17 @@
 """`dit-scale evaluate`: how far samples are from real images; a table, and a JSON that says how it was measured."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.table import Table
 
 from dit_scale.distributed.runtime import World, device_of, set_threads
+from dit_scale.documents import read_document
 from dit_scale.errors import InputError
 from dit_scale.evaluation import (
+    RESULT,
     Evaluator,
     ImageSet,
     Reference,
@@ -23,11 +24,10 @@ from dit_scale.evaluation import (
     own_protocol,
     protocol_of,
     result_of,
+    told,
 )
 from dit_scale.evaluation.progress import shown
 from dit_scale.files import make_writable_folder, write_json
-
-RESULT = "evaluation.json"
 
 
 def evaluate(
@@ -49,6 +49,7 @@ def evaluate(
     before = _read_result(against) if against is not None else None
     images = open_images(samples)
     check_count(images.count, f"'{samples}'")
+    drawn = own_protocol(images)
     out = out or _default_out(images)
     make_writable_folder(out.parent, "folder of the result")
     extractor = load_extractor(features, weights, device)
@@ -58,28 +59,28 @@ def evaluate(
     _warn_of_sizes(images, real)
     evaluator = Evaluator(extractor, real)
     scores = evaluator.evaluate(shown(images.batches(batch_size), images.count, "samples"))
-    identity = {"xxh3": images.digest(), "images": images.count, "size": list(images.size)}
-    protocol = protocol_of(evaluator, scores, identity | {"protocol": own_protocol(images)})
+    identity = {"xxh3": images.digest(), "images": images.count, "size": list(images.size), "files": images.files}
+    protocol = protocol_of(evaluator, scores, identity | {"protocol": drawn})
     inputs = {"samples": str(samples), "reference": str(reference), "device": device}
     write_json(out, result_of(scores, protocol) | {"inputs": inputs})
     if before is not None:
         check_comparable(protocol, before["protocol"], str(against))
-    Console().print(_table(samples, scores.metrics, scores.spread, before["metrics"] if before else None))
+    kept = real.identity
+    of_reference = told(kept["images"], kept.get("files")) if "images" in kept else "stored statistics"
+    caption = f"samples: {told(images.count, images.files)}\nreference: {of_reference}"
+    Console().print(_table(samples, scores.metrics, scores.spread, before["metrics"] if before else None, caption))
     for note in scores.notes:
         _tell(note)
     print(f"written to {out}", flush=True)
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text())
-        if isinstance(result["metrics"], dict) and isinstance(result["protocol"], dict):
-            return result
-        raise KeyError("metrics")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"'{path}' is not a result of dit-scale evaluate ({error}); give an {RESULT} that it wrote"
-        ) from error
+class _Result(TypedDict):
+    metrics: dict[str, float]
+    protocol: dict[str, Any]
+
+
+def _read_result(path: Path) -> _Result:
+    return read_document(path, _Result, "a result of dit-scale evaluate", f"give an {RESULT} that it wrote")
 
 
 def _default_out(images: ImageSet) -> Path:
@@ -97,11 +98,14 @@ def _warn_of_sizes(images: ImageSet, reference: Reference) -> None:
 
 
 def _table(
-    samples: Path, metrics: dict[str, float], spread: dict[str, float | None], before: dict[str, float] | None
+    samples: Path,
+    metrics: dict[str, float],
+    spread: dict[str, float | None],
+    before: dict[str, float] | None,
+    caption: str,
 ) -> Table:
-    table = Table(
-        "metric", "value", "spread", *(["before", "change"] if before is not None else []), title=str(samples)
-    )
+    columns = ["metric", "value", "spread", *(["before", "change"] if before is not None else [])]
+    table = Table(*columns, title=str(samples), caption=caption)
     for name, value in metrics.items():
         deviation = spread[name]
         row = [name, f"{value:.5g}", f"± {deviation:.2g}" if deviation is not None else "one part"]

@@ -1,5 +1,6 @@
 """`dit-scale export`: the weights of a run or a checkpoint in the formats of others."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from torch import Tensor
 from dit_scale.autoencoder import load_autoencoder
 from dit_scale.autoencoder.convolutional import ConvAutoencoder
 from dit_scale.checkpoint import open_whole, weights_of
+from dit_scale.checkpoint.averages import youth_of
+from dit_scale.classes import ClassNames
 from dit_scale.config import Config, config_from
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_folder, full_disk_explained, make_writable_folder
@@ -20,6 +23,9 @@ from dit_scale.models import DiT
 from dit_scale.models.embeddings import sincos_positions
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
+from dit_scale.weights import check_names_and_shapes
+
+log = logging.getLogger(__name__)
 
 DIFFUSERS = "diffusers"
 FORMATS = (*FORMS, DIFFUSERS)
@@ -36,7 +42,7 @@ class _Exported:
     """Without weights: its numbers alone."""
     config: Config
     latents: LatentSpec
-    class_names: list[str]
+    class_names: ClassNames
     origin: str
 
 
@@ -50,7 +56,7 @@ def export(path: Path, out: Path, to: str, kind: str = "ema") -> None:
     if to in FORMS and out.exists():
         raise InputError(f"'{out}' is there already; remove it, or give another path")
     exported = _read(path, kind)
-    with full_disk_explained(f"'{out.parent}'", "which begins anew"):
+    with full_disk_explained(out.parent, "which begins anew"):
         if to == DIFFUSERS:
             _write_pipeline(exported, path, out)
         else:
@@ -67,10 +73,13 @@ def _read(path: Path, kind: str) -> _Exported:
     with torch.device("meta"):
         model = model_of(config.model, latents, len(data["class_names"]))
     found = weights_of(checkpoint, kind)
+    if said := youth_of(checkpoint, kind):
+        log.warning("%s; --weights master exports the trained weights", said)
     if "pos_embed" not in found:  # fixed, so training does not save it
         found["pos_embed"] = sincos_positions(model.hidden_size, model.grid_side).float()
+    check_names_and_shapes(found, model.state_dict(), str(checkpoint.folder), "give another step-… of the run")
     weights = {name: found[name] for name in model.state_dict()}
-    return _Exported(weights, model, config, latents, data["class_names"], checkpoint.folder.name)
+    return _Exported(weights, model, config, latents, ClassNames(data["class_names"]), checkpoint.folder.name)
 
 
 def _write_pipeline(exported: _Exported, path: Path, out: Path) -> None:

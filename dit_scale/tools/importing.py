@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from dit_scale.autoencoder import Autoencoder, Identity, load_autoencoder, save_autoencoder
-from dit_scale.checkpoint import Description, Position, Retention, Saver, State
+from dit_scale.checkpoint import Description, Position, Retention, Saver, State, resolve
+from dit_scale.checkpoint.averages import EMA
+from dit_scale.classes import ClassNames
 from dit_scale.config import Config, DataConfig, DiffusionConfig, ModelConfig, resolved
 from dit_scale.distributed.fragments import Fragment
 from dit_scale.distributed.runtime import World, process_group
 from dit_scale.errors import Failure, InputError
 from dit_scale.files import atomic_folder, full_disk_explained
-from dit_scale.interop import Architecture, architecture_of, check_names_and_shapes, read_weights
-from dit_scale.interop.pipeline_folder import Noise, read_pipeline
+from dit_scale.interop import Architecture, architecture_of, read_weights, refuse_folder
+from dit_scale.interop.pipeline_folder import INDEX, Noise, read_pipeline
 from dit_scale.latents import LatentSpec
 from dit_scale.models import PRESETS
 from dit_scale.models.embeddings import sincos_positions
@@ -24,15 +26,15 @@ from dit_scale.models.presets import Preset
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
 from dit_scale.training.run_folder import write_config
-from dit_scale.training.state import EMA
 from dit_scale.versions import versions
+from dit_scale.weights import check_names_and_shapes
 
 log = logging.getLogger(__name__)
 
 DEFAULT_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
 _KNOWN_SCALES = {DEFAULT_AUTOENCODER: 0.18215, "stabilityai/sd-vae-ft-mse": 0.18215}
 """Of autoencoders whose weights are not needed to import a model."""
-_POSITIONS = "pos_embed"
+_POSITIONS, _PATCHES = "pos_embed", "x_embedder.proj.weight"
 _POSITIONS_ATOL = 1e-2
 """As far as bf16 rounds a table of sines."""
 
@@ -46,8 +48,10 @@ class Unsaid:
     """For Gaussian diffusion; a pipeline's folder says it itself."""
     autoencoder: str | None = None
     latent_scale: tuple[float, ...] | None = None
-    class_names: tuple[str, ...] | None = None
+    class_names: ClassNames | None = None
     num_heads: int | None = None
+    latent_size: int | None = None
+    """For weights without the table of positions, whose length tells it otherwise."""
 
 
 def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
@@ -56,10 +60,11 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
     ``source`` is a published .pt, a .safetensors or the folder of a DiTPipeline. Raises InputError where it is
     something else or a number is missing that nobody gave.
     """
-    with atomic_folder(out) as folder, full_disk_explained(f"'{out.parent}'", "which begins anew"):
-        weights, said = _read_folder(source, unsaid) if source.is_dir() else (read_weights(source), unsaid)
+    with atomic_folder(out) as folder, full_disk_explained(out.parent, "which begins anew"):
+        weights, said = _read_folder(source, unsaid) if source.is_dir() else (_read_file(source, unsaid), unsaid)
         weights = _in_fp32(weights, str(source))
         architecture = architecture_of(weights, str(source))
+        _check_latent_size(architecture, unsaid.latent_size, str(source))
         class_names, has_null = _classes(architecture, said.class_names, str(source))
         model = _model_config(architecture, said.num_heads, has_null, str(source))
         autoencoder, identity, latents = _autoencoder(architecture, said)
@@ -79,23 +84,43 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
     print(f"{model.name}, {len(class_names)} classes, {said.objective}: in {out}; dit-scale sample {out} draws from it")
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read class names in the order of the labels, a name a line."""
+def _read_file(path: Path, unsaid: Unsaid) -> dict[str, Tensor]:
+    """Return a file's weights with positions, which some trainers do not save, since they are not trained."""
+    weights = read_weights(path)
+    patches = weights.get(_PATCHES)
+    if _POSITIONS in weights or patches is None or patches.dim() != 4:
+        return weights
+    if unsaid.latent_size is None:
+        raise InputError(
+            f"weights '{path}' hold no {_POSITIONS}, the table of positions whose length tells the size of the latent; "
+            f"give --latent-size N (32 for images of 256 and an autoencoder that makes them 8 times smaller)"
+        )
+    hidden_size, _, patch_size = patches.shape[:3]
+    return {_POSITIONS: sincos_positions(hidden_size, unsaid.latent_size // patch_size).float()} | weights
+
+
+def _check_is_pipeline(folder: Path) -> None:
+    """Raise InputError, with what to do, for the folder of a run of ours or of another tool."""
+    if (folder / INDEX).is_file():
+        return
     try:
-        names = tuple(name for line in path.read_text().splitlines() if (name := line.strip()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class-names '{path}' cannot be read ({error}); give a text file, a name a line") from error
-    if not names:
-        raise InputError(f"--class-names '{path}' holds no name; write one a line")
-    return names
+        resolve(folder)
+    except InputError:
+        refuse_folder(folder)  # what else it may be, reading it tells
+    else:
+        raise InputError(
+            f"'{folder}' is of dit-scale's own already; sample and export take it as it is, and "
+            f"init_from={folder} trains from it"
+        )
 
 
 def _read_folder(folder: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Unsaid]:
     """Return a pipeline's weights with positions, and what its folder says."""
+    _check_is_pipeline(folder)
     if unsaid.objective != "gaussian":
         raise InputError(f"'{folder}' is a DiTPipeline's, which is of Gaussian diffusion; leave out --objective")
     found = read_pipeline(folder, unsaid.class_names)
-    hidden_size, _, patch_size = found.weights["x_embedder.proj.weight"].shape[:3]
+    hidden_size, _, patch_size = found.weights[_PATCHES].shape[:3]
     positions = sincos_positions(hidden_size, found.latent_size // patch_size).float()
     scale = None if found.latent_scale is None else (float(found.latent_scale),)
     said = replace(
@@ -109,6 +134,14 @@ def _read_folder(folder: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Unsai
     return {_POSITIONS: positions} | found.weights, said
 
 
+def _check_latent_size(architecture: Architecture, given: int | None, origin: str) -> None:
+    if given not in (None, architecture.latent_size):
+        raise InputError(
+            f"--latent-size {given} does not fit '{origin}', of size {architecture.latent_size} in patches of "
+            f"{architecture.patch_size}; give the size that it was trained for, or leave it out"
+        )
+
+
 def _in_fp32(weights: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
     for name, value in weights.items():
         if not value.is_floating_point():
@@ -116,10 +149,10 @@ def _in_fp32(weights: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
     return {name: value.float().contiguous() for name, value in weights.items()}
 
 
-def _classes(architecture: Architecture, given: tuple[str, ...] | None, origin: str) -> tuple[list[str], bool]:
+def _classes(architecture: Architecture, given: ClassNames | None, origin: str) -> tuple[ClassNames, bool]:
     """Return class names, and whether the label table has a null label beside them."""
     rows = architecture.num_labels
-    names = [str(label) for label in range(rows - 1)] if given is None else list(given)
+    names = ClassNames(map(str, range(rows - 1))) if given is None else given
     if len(names) not in (rows - 1, rows):
         raise InputError(
             f"{len(names)} class names are given and '{origin}' has {rows} labels, the null label among them or not; "
@@ -158,7 +191,9 @@ def _autoencoder(architecture: Architecture, said: Unsaid) -> tuple[Autoencoder 
     except InputError as error:
         if name not in _KNOWN_SCALES:
             raise
-        log.warning("%s. The weights are imported without it; sampling looks for it again, or takes --decoder", error)
+        log.warning(
+            "%s. The weights are imported without it; dit-scale sample looks for it again, or takes --decoder", error
+        )
         identity: Identity = {"kind": "AutoencoderKL", "name": name, "revision": None, "sha256": None}
         return None, identity, LatentSpec(channels, size, said.latent_scale or (_KNOWN_SCALES[name],))
     if autoencoder.channels != channels:

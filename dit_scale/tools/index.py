@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from dit_scale.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
+from dit_scale.classes import ClassNames
 from dit_scale.data.foreign import Sample, samples, sha256_and_size
 from dit_scale.data.manifest import FILE_NAME, Manifest, ShardEntry, StoredArray, Transform
 from dit_scale.data.shards import is_sidecar, write_sidecar
 from dit_scale.data.statistics import LatentSums, no_latents
 from dit_scale.errors import InputError
 from dit_scale.files import full_disk_explained, make_writable_folder
+from dit_scale.kinds import kind_of
 from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE, LatentSpec
 from preprocessing.job import STATE_FOLDER
 
@@ -29,20 +31,23 @@ class Description:
     shift: tuple[float, ...] | None = None
     stored_scale: float = 1.0
     """What the stored latents were multiplied by already."""
-    class_names: tuple[str, ...] = ()
+    class_names: ClassNames | None = None
+    """In the order of the labels; None takes the numbers."""
     member: str = "npy"
     """Ending of the members that hold the latents."""
 
 
 def index(folder: Path, description: Description) -> Manifest:
     """Write sidecars and a manifest beside the tars of a folder; the tars themselves stay as they are."""
+    if folder.is_file():
+        raise InputError(f"'{folder}' is {kind_of(folder)}, not a folder; give the folder that the tars lie in")
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise InputError(f"'{folder}' holds no .tar file; give a folder of webdataset tars of latents")
     _check_free(folder, tars)
     make_writable_folder(folder, "folder")
     autoencoder = load_autoencoder(description.autoencoder)
-    with full_disk_explained(f"'{folder}'", "which begins anew"):
+    with full_disk_explained(folder, "which begins anew"):
         manifest = _scan(tars, autoencoder, description)
         save_autoencoder(autoencoder, folder)
         manifest.write(folder)
@@ -104,7 +109,7 @@ class _Scan:
                 f"no tar holds a member KEY.{self._description.member} with a label; give the right --member"
             )
         description, channels, size = self._description, self._autoencoder.channels, self._shape[-1]
-        names = description.class_names or tuple(str(label) for label in range(self._labels + 1))
+        names = description.class_names or ClassNames(map(str, range(self._labels + 1)))
         if self._labels >= len(names):
             raise InputError(f"label {self._labels} occurs, but there are {len(names)} class names; give them all")
         return Manifest(

@@ -77,7 +77,7 @@ def _rows(dataset: LatentDataset, num_classes: int, images_per_class: int) -> li
         moments, _ = dataset.read(np.repeat(records, dataset.mirrors), mirrored)
         latent = sample_latent(moments, torch.zeros(len(moments), *latents.shape), latents)
         images = to_uint8(autoencoder.decode(latents.denormalise(latent)))
-        rows.append((dataset.class_names[label], list(images.permute(0, 2, 3, 1).numpy())))
+        rows.append((dataset.class_names.title(label), list(images.permute(0, 2, 3, 1).numpy())))
     return rows
 
 

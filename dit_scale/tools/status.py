@@ -6,22 +6,25 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dit_scale.documents import Misfit, fitted
 from dit_scale.errors import InputError
 from dit_scale.files import holder_of
 from dit_scale.tools.requeue import Limits, decide
 from dit_scale.training.history import (
     DONE,
+    FAILURE,
     HANG,
     HISTORY,
     LOCK,
     Attempt,
+    Step,
     last_save,
     read_history,
     tail,
@@ -65,6 +68,23 @@ class Status:
     """What failed beside training since the last start, the first of each kind."""
 
 
+class _Metrics(Step):
+    step_seconds: float
+    images_per_second: float
+
+
+class _Validation(Step):
+    validation_loss: float
+
+
+class _Train(TypedDict):
+    steps: int
+
+
+class _Settings(TypedDict):
+    train: _Train
+
+
 def status(run_dir: Path, as_json: bool = False) -> None:
     """Print a table, or the same as JSON."""
     found = look(run_dir)
@@ -96,11 +116,11 @@ def look(run_dir: Path) -> Status:
     start = attempts[-1].start if attempts else {}
     holder = holder_of(run_dir / LOCK)
     save_step, save = last_save(run_dir)
-    metrics = tail(run_dir / "metrics.jsonl", _RECENT_STEPS)
-    step = int(metrics[-1]["step"]) if metrics else save_step
+    metrics = tail(run_dir / "metrics.jsonl", _RECENT_STEPS, _Metrics)
+    step = metrics[-1]["step"] if metrics else save_step
     total = _total_steps(run_dir)
     seconds, rate = _pace(metrics)
-    validation = tail(run_dir / "validation.jsonl", 1)
+    validation = tail(run_dir / "validation.jsonl", 1, _Validation)
     return Status(
         run_dir=str(run_dir),
         state=_state(run_dir, attempts, holder),
@@ -118,7 +138,7 @@ def look(run_dir: Path) -> Status:
         left_seconds=seconds * (total - step) if seconds is not None and total is not None else None,
         starts=len(attempts),
         last_end=next((attempt.end for attempt in reversed(attempts) if attempt.end), None),
-        validation_loss=validation[-1].get("validation_loss") if validation else None,
+        validation_loss=validation[-1]["validation_loss"] if validation else None,
         troubles=[_trouble(event) for event in (attempts[-1].troubles if attempts else [])],
     )
 
@@ -138,7 +158,7 @@ def _state(run_dir: Path, attempts: list[Attempt], holder: str | None) -> State:
     return "stopped" if last.end.get("saved") else "failed"
 
 
-def _pace(metrics: list[dict[str, Any]]) -> tuple[float | None, float | None]:
+def _pace(metrics: list[_Metrics]) -> tuple[float | None, float | None]:
     """Return seconds a step and images a second over recent steps."""
     seconds = sum(line["step_seconds"] for line in metrics)
     if not metrics or seconds <= 0.0:
@@ -149,8 +169,9 @@ def _pace(metrics: list[dict[str, Any]]) -> tuple[float | None, float | None]:
 
 def _total_steps(run_dir: Path) -> int | None:
     try:
-        return int(yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["steps"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        settings = fitted(yaml.safe_load((run_dir / "config.yaml").read_bytes()), _Settings)
+        return int(settings["train"]["steps"])
+    except (OSError, yaml.YAMLError, Misfit):
         return None
 
 
@@ -193,7 +214,7 @@ def _last_end(end: dict[str, Any] | None) -> str | None:
     saved = "everything saved" if end.get("saved") else "not saved"
     where = f" on rank {end['rank']}" if end.get("rank") is not None else ""
     error = f"\n{end['error']}" if end.get("error") else ""
-    return f"{end['cause']}{where} at step {end['step']}, {when}, {saved}{error}"
+    return f"{end.get('cause', FAILURE)}{where} at step {end['step']}, {when}, {saved}{error}"
 
 
 def _span(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """`dit-scale submit`: a chain of Slurm jobs, each beginning when the one before has succeeded."""
 
+import argparse
 import os
 import shlex
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from dit_scale.config import Config, EncodeConfig, load_config
+from dit_scale.config import Config, EncodeConfig, SampleConfig, add_options, load_config, read_options_of
 from dit_scale.errors import Failure, InputError
 
 _SLURM_SECONDS = 120.0
@@ -182,6 +183,13 @@ def _check_train(words: list[str]) -> None:
 
 def _check_sample(words: list[str]) -> None:
     _need(words, "sample.command", "RUN --num-samples N --out DIR", "--out")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_options(parser, SampleConfig)
+    try:
+        options, _ = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise InputError(f"sample.command='{' '.join(words)}': {error}; see dit-scale sample --help") from error
+    read_options_of(SampleConfig, options)
 
 
 def _check_evaluate(words: list[str]) -> None:

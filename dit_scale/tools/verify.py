@@ -20,7 +20,7 @@ from dit_scale.data.manifest import FILE_NAME, Manifest, ShardEntry, read_manife
 from dit_scale.data.record import names_record
 from dit_scale.data.shards import damage_of, read_sidecar
 from dit_scale.data.storage import File, LocalStorage, is_remote
-from dit_scale.errors import InputError
+from dit_scale.errors import InputError, few
 from preprocessing.encode import encode
 from preprocessing.job import STATE_FOLDER, Job
 from preprocessing.planning import CONFIG, prepare
@@ -59,7 +59,7 @@ def verify(folder: Path, *, quick: bool = False, repair: bool = False, overrides
     if found:
         raise InputError(
             f"{len(found)} of {len(manifest.shards)} shards of '{folder}' are damaged: "
-            f"{', '.join(damage.file for damage in found)}; give --repair to encode these again"
+            f"{few(damage.file for damage in found)}; give --repair to encode these again"
         )
     what = f"{_SAMPLED_RECORDS} records a shard, sizes and sidecars" if quick else "every byte"
     print(
@@ -149,7 +149,7 @@ def _repair(folder: Path, before: Manifest, damaged: list[Damage], overrides: li
         raise InputError(
             f"'{folder}' was not encoded here: '{settings}' is missing; copy {damaged[0].file} from where it was made"
         )
-    config = load_config(EncodeConfig, settings, [*overrides, f"output={folder}"])
+    config = load_config(EncodeConfig, settings, [*overrides, f"output={folder}"], is_stored=True)
     job = prepare(config)
     here = [damage for damage in damaged if damage.number < job.num_shards]
     again = [damage for damage in here if not _is_as_made(job, damage.number)]

@@ -1,18 +1,19 @@
 """Which attention kernel a run computes with: the fastest of its GPU's, the same on every rank and after a restart."""
 
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.distributed as dist
 
 from dit_scale.distributed.devices import memory_of
 from dit_scale.distributed.runtime import World
+from dit_scale.documents import Misfit, parsed
 from dit_scale.files import write_json
 from dit_scale.models import DiT
+from dit_scale.models.attention import BACKENDS
 from dit_scale.models.kernel_timing import AttentionShape, fastest, seconds_of_backends
 from dit_scale.training.conveniences import Conveniences
 
@@ -20,6 +21,11 @@ ATTENTION = "attention.json"
 """In a run folder: what each kernel took, and which was chosen; read again where the device and the shape are these."""
 
 log = logging.getLogger(__name__)
+
+
+class _Chosen(TypedDict):
+    setting: dict[str, Any]
+    chosen: str
 
 
 def settle_attention(
@@ -54,20 +60,25 @@ def _choice(
         "shape": asdict(shape),
     }
     before = _read(path)
-    if before is not None and before.get("setting") == setting:
-        return str(before["chosen"])
+    if before is not None and before["setting"] == setting and before["chosen"] in BACKENDS:
+        return before["chosen"]
     found = seconds_of_backends(shape, device, dtype)
     chosen = fastest(found)
     with conveniences.attempt(f"writing {ATTENTION}"):
         write_json(path, {"setting": setting, "seconds": found, "chosen": chosen})
     times = ", ".join(f"{name} {1000 * value:.3f} ms" for name, value in found.items() if isinstance(value, float))
     log.info("attention: %s, the fastest of %s (forward and backward of a block)", chosen, times)
+    for name, why in found.items():
+        if isinstance(why, str):
+            log.info("attention: %s does not run here: %s", name, why)
     return chosen
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> _Chosen | None:
     try:
-        read = json.loads(path.read_text())
-        return read if isinstance(read, dict) else None
-    except (OSError, ValueError):
+        return parsed(path.read_bytes(), _Chosen)
+    except FileNotFoundError:
+        return None
+    except (OSError, Misfit) as error:
+        log.warning("'%s' cannot be read (%s): the kernels are timed again", path, error)
         return None

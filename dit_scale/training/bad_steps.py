@@ -1,6 +1,5 @@
 """Steps whose update must not happen: recognised, explained, written down and, when they come again, passed over."""
 
-import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 from dit_scale.config import TrainSection
 from dit_scale.distributed.gate import NOTHING_PASSES
 from dit_scale.distributed.runtime import World
+from dit_scale.documents import parsed_or_none
 from dit_scale.errors import NonFinite
+from dit_scale.training.history import Step
 from dit_scale.training.metrics import Lines
 
 FILE_NAME = "bad-steps.jsonl"
@@ -131,13 +132,8 @@ def _is_finite(values: Tensor) -> bool:
 def _steps_in(path: Path) -> list[int]:
     if not path.is_file():
         return []
-    steps = []
-    for line in path.read_text().splitlines():
-        try:
-            steps.append(int(json.loads(line)["step"]))
-        except (ValueError, KeyError, TypeError):
-            continue  # torn by a kill: the step comes again
-    return steps
+    lines = (parsed_or_none(line, Step) for line in path.read_bytes().splitlines())
+    return [line["step"] for line in lines if line is not None]  # one torn by a kill: the step comes again
 
 
 def _shortened(keys: list[str]) -> str:

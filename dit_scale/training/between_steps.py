@@ -1,7 +1,9 @@
 """What is measured and drawn between steps: the validation loss, evaluations and preview grids."""
 
+import logging
 from typing import Any
 
+from dit_scale.checkpoint.averages import youth
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
 from dit_scale.diffusion import Objective
@@ -15,6 +17,8 @@ from dit_scale.training.preview import Preview
 from dit_scale.training.run_log import RunLog
 from dit_scale.training.step import Problem
 from dit_scale.training.validation import Validation
+
+log = logging.getLogger(__name__)
 
 
 class BetweenSteps:
@@ -31,7 +35,7 @@ class BetweenSteps:
         conveniences: Conveniences,
     ):
         """Raises InputError for settings that do not fit, before the first step (collective)."""
-        self._config, self._phases = config, phases
+        self._config, self._phases, self._is_told = config, phases, not world.is_rank_zero
         validation, evaluation, preview = config.validation, config.evaluation, config.preview
         self._validation = Validation(dataset, problem, config, world) if validation.every_steps else None
         images = _ema_images(config, problem.objective, dataset, device, conveniences)
@@ -56,6 +60,7 @@ class BetweenSteps:
             measured["validation_loss"] = loss
             run_log.validation(step, loss, self._validation.num_images)
         if self._evaluation is not None and self._evaluates(step):
+            self._tell_youth(ema)
             with self._phases("evaluation"):
                 metrics = self._evaluation.scores(ema, step)
             if metrics:
@@ -67,10 +72,23 @@ class BetweenSteps:
         """Draw the preview that follows this step (collective)."""
         if self._preview is None or not self._draws(step):
             return
+        self._tell_youth(ema)
         with self._phases("preview"):
             picture = self._preview.draw(ema, step)
         if picture is not None:
             run_log.picture(picture, step)
+
+    def _tell_youth(self, ema: ShardedEMA) -> None:
+        """Say once, on rank zero, that the images show what the run began with rather than what it has learnt."""
+        if self._is_told:
+            return
+        self._is_told = True
+        if said := youth(self._config.train.ema_decay, ema.num_updates):
+            log.warning(
+                "previews and evaluations show the EMA: %s; dit-scale sample --weights master shows the trained "
+                "weights, and a smaller train.ema_decay forgets the start sooner",
+                said,
+            )
 
     def _validates(self, step: int) -> bool:
         return bool(self._validation) and step % self._config.validation.every_steps == 0

@@ -73,14 +73,9 @@ def autoencoder_folder(dataset: LatentDataset) -> Path:
 
 
 def _path(path: Any) -> str | dict[str, float]:
-    if isinstance(path, str | Path):
-        return str(path)
-    if not isinstance(path, Mapping) or not path:
-        raise InputError(f"data.path={path!r} is neither a folder nor {{folder: weight, …}}; write one of these")
-    for place, weight in path.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
-            raise InputError(f"data.path gives '{place}' the weight {weight!r}; give a number above 0")
-    return {str(place): float(weight) for place, weight in path.items()}
+    if isinstance(path, Mapping):
+        return {str(place): float(weight) for place, weight in path.items()}
+    return str(path)
 
 
 def _check_scale(dataset: LatentDataset) -> None:

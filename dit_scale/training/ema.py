@@ -14,12 +14,15 @@ class ShardedEMA:
     def __init__(self, state: OptimizerState, decay_at: Callable[[int], float]):
         """Begin with the weights; ``decay_at`` gives the decay at an update, counted from 1."""
         self._state, self._decay_at = state, decay_at
+        self.num_updates = 0
+        """Of the run, as far as this average was told."""
         self._averages = [weights.clone() for weights in state.owned_masters]
         self.tensors = state.owned_in(self._averages)
 
     @torch.no_grad()
     def update(self, number: int) -> None:
         """Move by update ``number``: ``ema = decay * ema + (1 - decay) * weights``."""
+        self.num_updates = number
         torch._foreach_lerp_(self._averages, self._state.owned_masters, 1.0 - self._decay_at(number))
 
     def gather(self, device: torch.device | str) -> dict[str, Tensor]:

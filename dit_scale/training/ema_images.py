@@ -18,6 +18,7 @@ from dit_scale.sampling import SamplingSettings, decode, sample_latents
 from dit_scale.training.conveniences import Conveniences
 from dit_scale.training.data import autoencoder_folder
 from dit_scale.training.ema import ShardedEMA
+from dit_scale.weights import load_trained
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ class EMAImages:
 
     def __init__(self, config: Config, objective: Objective, dataset: LatentDataset, device: str):
         self.objective, self.latents, self.device = objective, dataset.manifest.latents, device
-        self.class_names = list(dataset.class_names)
+        self.class_names = dataset.class_names
         self.autoencoder: Autoencoder = load_autoencoder(
             dataset.manifest.autoencoder, folder=autoencoder_folder(dataset), device=device
         )
@@ -35,12 +36,13 @@ class EMAImages:
 
     def check(self, settings: SamplingSettings, section: str) -> None:
         """Raise InputError now rather than at the first image where settings of a configuration section do not fit."""
-        settings.solver_for(self.objective)
-        if settings.cfg_scale != 1 and not self._model.label_dropout:
-            raise InputError(
-                f"{section}.cfg_scale={settings.cfg_scale} guides, but model.label_dropout=0 leaves no null label to "
-                f"guide with; give {section}.cfg_scale=1"
-            )
+        model, classes = self._model, len(self.class_names)
+        channels = self.latents.channels
+        null_label = classes if model.label_dropout else None
+        try:
+            settings.check(self.objective, channels, (1 + model.learn_sigma) * channels, null_label)
+        except InputError as error:
+            raise InputError(f"{section}: {error}") from error
 
     def with_average(
         self, ema: ShardedEMA, conveniences: Conveniences, what: str, step: int, work: Callable[[DiT], T]
@@ -57,7 +59,7 @@ class EMAImages:
 
     def _model_of(self, weights: dict[str, Tensor]) -> DiT:
         model = model_of(self._model, self.latents, len(self.class_names)).to(self.device).eval()
-        model.load_state_dict(weights, strict=False)  # positions are fixed, not averaged
+        load_trained(model, weights, "ema of this run")
         return model
 
     def draw(self, model: DiT, labels: Sequence[int], indices: Sequence[int], settings: SamplingSettings) -> np.ndarray:

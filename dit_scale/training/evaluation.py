@@ -45,9 +45,7 @@ class Evaluation:
         self._images, self._world, self._conveniences = images, world, conveniences
         self._count, self._batch_size = evaluation.num_images, evaluation.batch_size
         check_count(self._count, f"evaluation.num_images={self._count}")
-        self._settings = SamplingSettings(
-            evaluation.solver, evaluation.num_sampling_steps, evaluation.cfg_scale, seed=config.seed
-        )
+        self._settings = SamplingSettings.of(evaluation, config.seed)
         images.check(self._settings, "evaluation")
         self._folder = Path(config.run_dir) / FOLDER
         weights = None if evaluation.weights is None else Path(evaluation.weights)

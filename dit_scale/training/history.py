@@ -13,9 +13,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, NotRequired, Self, TypedDict, TypeVar, cast
 
 from dit_scale.distributed.runtime import World, launcher_job
+from dit_scale.documents import parsed_or_none
 from dit_scale.errors import InputError, NonFinite
 from dit_scale.training.markers import HUNG, STOPPED, clear_marker, read_marker
 
@@ -26,6 +27,29 @@ BAD_INPUT, NON_FINITE, OUT_OF_MEMORY, FULL_DISK = "bad_input", "non_finite", "ou
 log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
+_Line = TypeVar("_Line")
+
+
+class Step(TypedDict):
+    """A line that tells of a step."""
+
+    step: int
+
+
+class _Event(TypedDict):
+    event: str
+    step: int
+    time: float
+    cause: NotRequired[str]
+    restart: NotRequired[int | None]
+
+
+class _Trouble(TypedDict):
+    event: Literal["trouble"]
+    step: int | None
+    time: float
+    what: str
+    error: str
 
 
 @dataclass(frozen=True)
@@ -154,12 +178,12 @@ def last_save(run_dir: Path) -> tuple[int, Path | None]:
 
 def last_step(run_dir: Path) -> int:
     """Return the step of the last whole line of metrics.jsonl, else that of the last save."""
-    lines = tail(run_dir / "metrics.jsonl", 1)
-    return int(lines[-1]["step"]) if lines else last_save(run_dir)[0]
+    lines = tail(run_dir / "metrics.jsonl", 1, Step)
+    return lines[-1]["step"] if lines else last_save(run_dir)[0]
 
 
-def tail(path: Path, count: int, line_bytes: int = 1024) -> list[Event]:
-    """Return the last whole JSON lines of a file that may be long and may be growing."""
+def tail(path: Path, count: int, shape: type[_Line], line_bytes: int = 1024) -> list[_Line]:
+    """Return those of the last whole lines of a file that are JSON of a shape; it may be long and may be growing."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -169,7 +193,7 @@ def tail(path: Path, count: int, line_bytes: int = 1024) -> list[Event]:
     except OSError:
         return []
     lines = text.split(b"\n")[1 if start else 0 : -1]
-    return [value for line in lines[-count:] if isinstance(value := _parsed(line), dict)]
+    return _whole(lines[-count:], shape)
 
 
 def cause_of(error: BaseException) -> str:
@@ -219,11 +243,9 @@ def _append(path: Path, event: Event) -> None:
 
 def _events(path: Path) -> list[Event]:
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    return [value for line in lines if isinstance(value := _parsed(line), dict)]
+    shape: Any = _Event | _Trouble
+    return cast(list[Event], _whole(lines, shape))
 
 
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+def _whole(lines: list[bytes], shape: type[_Line]) -> list[_Line]:
+    return [value for line in lines if (value := parsed_or_none(line, shape)) is not None]

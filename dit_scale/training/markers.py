@@ -3,14 +3,20 @@
 Imports neither torch nor DeepSpeed, as all that is needed before them or without them.
 """
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from dit_scale.documents import parsed_or_none
 from dit_scale.files import write_json
 
 STOPPED, HUNG = "stopped", "hung"
 """Stopped on request with everything saved; ended by the watchdog with nothing saved."""
+
+
+class _Marker(TypedDict, total=False):
+    reason: str
+    step: int
+    rank: int | None
 
 
 def write_marker(run_dir: Path, name: str, content: dict[str, Any]) -> None:
@@ -21,12 +27,10 @@ def write_marker(run_dir: Path, name: str, content: dict[str, Any]) -> None:
 def read_marker(run_dir: Path, name: str) -> dict[str, Any] | None:
     """Return what a marker says, None where there is none; one that cannot be read says nothing but itself."""
     try:
-        content = json.loads((run_dir / name).read_text())
+        content: Any = parsed_or_none((run_dir / name).read_bytes(), _Marker)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+    return content or {}
 
 
 def clear_marker(run_dir: Path, name: str) -> dict[str, Any] | None:

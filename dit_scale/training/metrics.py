@@ -10,7 +10,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from dit_scale.documents import parsed_or_none
 from dit_scale.files import atomic_write, is_full
+from dit_scale.training.history import Step
 
 log = logging.getLogger(__name__)
 
@@ -64,17 +66,16 @@ class Lines:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Keep the lines of steps up to ``step``; later ones are about to be written anew, a torn last one is dropped."""
+    """Keep the lines of steps up to ``step``; later ones are about to come again, what is no such line is dropped."""
     if not path.is_file():
         return
-    with path.open() as old, atomic_write(path, "w") as new:
+    with path.open("rb") as old, atomic_write(path) as new:
         for line in old:
-            try:
-                if json.loads(line)["step"] > step:
-                    break
-            except ValueError:
+            found = parsed_or_none(line, Step)
+            if found is not None and found["step"] > step:
                 break
-            new.write(line)
+            if found is not None and line.endswith(b"\n"):
+                new.write(line)
 
 
 class Console:

@@ -31,9 +31,7 @@ class Preview:
         if wrong := [label for label in classes if not 0 <= label < count]:
             raise InputError(f"preview.classes has {wrong[0]}; the data's classes are 0 to {count - 1}")
         self._labels = [label for label in classes for _ in range(self._per_class)]
-        self._settings = SamplingSettings(
-            preview.solver, preview.num_sampling_steps, preview.cfg_scale, seed=config.seed
-        )
+        self._settings = SamplingSettings.of(preview, config.seed)
         images.check(self._settings, "preview")
 
     def draw(self, ema: ShardedEMA, step: int) -> Path | None:
@@ -57,7 +55,7 @@ class Preview:
     def _write(self, everyone: dict[int, np.ndarray], step: int) -> Path:
         names = self._images.class_names
         rows = [
-            (names[self._labels[first]], [everyone[first + i] for i in range(self._per_class)])
+            (names.title(self._labels[first]), [everyone[first + i] for i in range(self._per_class)])
             for first in range(0, len(self._labels), self._per_class)
         ]
         path = self._folder / f"step-{step:08d}.png"

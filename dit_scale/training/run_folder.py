@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_scale.checkpoint import Checkpoint
-from dit_scale.config import FIXED_FOR_A_RUN, Config, config_from, get, to_yaml
+from dit_scale.config import FIXED_FOR_A_RUN, Config, config_from, get, to_yaml, used
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write, exclusive_lock, make_writable_folder
 from dit_scale.training.history import LOCK
@@ -37,7 +37,7 @@ def check_resume(checkpoint: Checkpoint, config: Config, data: dict[str, Any]) -
             f"init_from={config.run_dir}"
         )
     saved = checkpoint.description
-    before = config_from(Config, saved.config)
+    before = used(config_from(Config, saved.config))  # an older version took settings without effect
     for key in FIXED_FOR_A_RUN:
         old, new = get(before, key), get(config, key)
         if old != new:

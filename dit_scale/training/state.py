@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from dit_scale.checkpoint import Checkpoint, State, content_digests
+from dit_scale.checkpoint.averages import EMA, ema_kind
 from dit_scale.checkpoint.post_hoc import decay_at, gamma_of, power_kind
 from dit_scale.config import TrainSection
 from dit_scale.distributed.fragments import ADAM_MOMENTS, OptimizerState
 from dit_scale.training.ema import ShardedEMA
-
-EMA = "ema"
-"""The kind under which a checkpoint keeps the average that previews and samples show."""
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +89,6 @@ class TrainingState:
             for name, digest in digests.items():
                 if kind in loaded and loaded[kind][name] != digest:
                     raise RuntimeError(f"{kind} of {name} is not what checkpoint '{checkpoint.folder}' saved")
-
-
-def ema_kind(decay: float) -> str:
-    """Return the kind under which a checkpoint keeps a further average."""
-    return f"{EMA}-{decay:g}"
 
 
 def _decays_of(train: TrainSection) -> dict[str, Callable[[int], float]]:

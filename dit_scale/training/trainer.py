@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dit_scale.autoencoder import copy_decoder
-from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_good, open_whole
+from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_good
 from dit_scale.config import Config, resolved
 from dit_scale.data.loader import Batch
 from dit_scale.distributed.devices import memory_of
@@ -30,7 +30,6 @@ from dit_scale.distributed.runtime import (
 from dit_scale.distributed.transfers import Readback, send
 from dit_scale.errors import NonFinite
 from dit_scale.files import full_disk_explained
-from dit_scale.interop import load_into, read_weights
 from dit_scale.models import DiT
 from dit_scale.models.flops import peak_flops, training_flops_per_image
 from dit_scale.recipe import model_of, objective_of
@@ -43,6 +42,7 @@ from dit_scale.training.between_steps import BetweenSteps
 from dit_scale.training.conveniences import Conveniences
 from dit_scale.training.data import autoencoder_folder, describe, open_dataset, open_loader
 from dit_scale.training.history import Recorder
+from dit_scale.training.initial import load_initial
 from dit_scale.training.markers import STOPPED, write_marker
 from dit_scale.training.memory import out_of_memory_explained
 from dit_scale.training.metrics import say
@@ -69,7 +69,7 @@ def train(config: Config, stop: StopRequest) -> None:
     plan_batches(config.train, world.world_size)  # refuse early what cannot be split
     with ExitStack() as stack:
         recorder = Recorder(Path(config.run_dir), world, config.engine.zero_stage)
-        stack.enter_context(full_disk_explained(f"run folder '{config.run_dir}'"))
+        stack.enter_context(full_disk_explained(config.run_dir, name="run folder"))
         if world.is_rank_zero:
             stack.enter_context(run_folder.only_writer(Path(config.run_dir)))
             stack.enter_context(recorder)
@@ -306,9 +306,7 @@ class Trainer:
             torch.manual_seed(config.seed)
             model = model_of(config.model, self.dataset.manifest.latents, len(self.dataset.class_names))
         if is_new_run and config.init_from is not None:
-            origin = Path(config.init_from)
-            weights = open_whole(origin).whole("ema") if origin.is_dir() else read_weights(origin)
-            load_into(model, weights, config.init_from)
+            load_initial(model, config.init_from)
         return model
 
     def _begin(self, found: Checkpoint | None, weights: dict[str, Tensor]) -> Position:

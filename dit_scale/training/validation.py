@@ -10,7 +10,6 @@ import torch.distributed as dist
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
 from dit_scale.distributed.runtime import World
-from dit_scale.errors import InputError
 from dit_scale.training.step import Problem
 
 _SEED = 0x76616C6964  # "valid": apart from the draws of training
@@ -22,11 +21,6 @@ class Validation:
     def __init__(self, dataset: LatentDataset, problem: Problem, config: Config, world: World):
         self._dataset, self._world = dataset, world
         self._records = dataset.held_out()[: config.validation.num_images]
-        if len(self._records) == 0:
-            raise InputError(
-                f"validation.every_steps={config.validation.every_steps} needs held-out records, but none are; give "
-                f"data.held_out_fraction, such as 0.01, or validation.every_steps=0"
-            )
         self._problem = replace(problem, seed=problem.seed + _SEED, null_label=None)  # no label is dropped
         self._micro_batch = config.train.micro_batch_size_per_gpu
 

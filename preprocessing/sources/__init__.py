@@ -5,6 +5,7 @@ comes from sorted names, never from the file system.
 """
 
 from preprocessing.sources.listing import list_source, root_of
+from preprocessing.sources.summary import summary
 from preprocessing.sources.table import Place, Source
 
-__all__ = ["Place", "Source", "list_source", "root_of"]
+__all__ = ["Place", "Source", "list_source", "root_of", "summary"]

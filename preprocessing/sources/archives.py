@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from dit_scale.errors import InputError
-from preprocessing.sources.names import base_of, is_hidden, is_image
+from preprocessing.sources.foreign import foreign_file
+from preprocessing.sources.names import LeftOut, base_of, is_hidden, is_image, kind_of
 
 _BLOCK_BYTES = 512
 
@@ -27,8 +28,10 @@ def tars_of(path: Path) -> list[Path]:
     return sorted((tar for tar in tars if tar.is_file()), key=lambda tar: tar.name.encode("utf-8", "surrogateescape"))
 
 
-def members_of(file: BinaryIO, path: Path, inner: Member | None = None) -> Iterator[Member]:
-    """Yield the regular files of a tar, or of a tar inside it, in its order; hidden ones are left out."""
+def members_of(
+    file: BinaryIO, path: Path, inner: Member | None = None, left_out: LeftOut | None = None
+) -> Iterator[Member]:
+    """Yield the regular files of a tar, or of a tar inside it, in its order; hidden ones are left out and counted."""
     start, end = (0, path.stat().st_size) if inner is None else (inner.offset, inner.offset + inner.num_bytes)
     what = f"'{path}'" if inner is None else f"'{inner.name}' in '{path}'"
     try:
@@ -39,6 +42,8 @@ def members_of(file: BinaryIO, path: Path, inner: Member | None = None) -> Itera
             if info.offset_data + info.size > end:
                 raise tarfile.ReadError(f"member '{info.name}' goes beyond its end")
             if is_hidden(base_of(info.name)):
+                if left_out is not None and not info.isdir():
+                    left_out[kind_of(info.name)] += 1
                 continue
             if info.isreg() and not info.issparse():
                 yield Member(info.name, info.offset_data, info.size)
@@ -49,7 +54,9 @@ def members_of(file: BinaryIO, path: Path, inner: Member | None = None) -> Itera
                 )
         _check_end(file, archive.offset, end)
     except tarfile.TarError as error:
-        raise InputError(f"{what} is not a whole, uncompressed tar ({error}); give another or mend it") from error
+        if inner is None and (foreign := foreign_file(path)):
+            raise InputError(foreign) from error
+        raise InputError(f"{what} is not a whole, uncompressed tar ({error}); give another or fix it") from error
 
 
 class _Header(tarfile.TarInfo):

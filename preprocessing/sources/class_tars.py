@@ -5,11 +5,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from dit_scale.classes import ClassNames
 from dit_scale.errors import InputError
 from preprocessing.sources.archives import Member, members_of, tars_of
 from preprocessing.sources.classes import order_classes
-from preprocessing.sources.names import base_of, is_image, is_tar, to_bytes
-from preprocessing.sources.table import Table, table_of
+from preprocessing.sources.layout import check_class_tar, check_not_splits
+from preprocessing.sources.names import LeftOut, base_of, is_image, is_tar, kind_of, to_bytes
+from preprocessing.sources.table import Row, Table, table_of
 from preprocessing.sources.tars import plain_rows
 
 
@@ -19,21 +21,36 @@ class _ClassTar(NamedTuple):
     inner: Member | None
 
 
-def list_class_tars(path: Path, given: list[str] | None) -> tuple[list[str], Table]:
-    """List the images by class and name, with the rows and names that the unpacked class folders would give."""
-    tars = sorted(_class_tars(path), key=lambda found: to_bytes(found.class_name))
+def list_class_tars(
+    path: Path, given: ClassNames | None, is_checked: bool, left_out: LeftOut
+) -> tuple[list[str], Table]:
+    """List the images by class and name, with the rows and names that the unpacked class folders would give.
+
+    Raises InputError for tars that are probably no classes where ``is_checked``; names that are given are classes.
+    """
+    tars = sorted(_class_tars(path, left_out), key=lambda found: to_bytes(found.class_name))
     for one, other in pairwise(tars):
         if one.class_name == other.class_name:
             raise InputError(f"'{path}' holds two tars of class '{one.class_name}'; leave one")
     class_names = order_classes([found.class_name for found in tars], given, f"'{path}'")
+    is_checked &= given is None
+    if is_checked:
+        check_not_splits(class_names, path)
     labels = {name: label for label, name in enumerate(class_names)}
-    rows = (row for name, tar, inner in tars for row in plain_rows(tar, inner, name, labels[name]))
-    return class_names, table_of(rows)
+
+    def rows() -> Iterator[Row]:
+        for name, tar, inner in tars:
+            found = plain_rows(tar, inner, name, labels[name], left_out)
+            if is_checked:
+                check_class_tar(tar, name, [row.name for row in found])
+            yield from found
+
+    return class_names, table_of(rows())
 
 
-def _class_tars(path: Path) -> Iterator[_ClassTar]:
+def _class_tars(path: Path, left_out: LeftOut) -> Iterator[_ClassTar]:
     """Yield the classes of a tar of class tars, or of a folder of class tars."""
-    inside = {tar: _inner_tars(tar) for tar in tars_of(path)}
+    inside = {tar: _inner_tars(tar, left_out) for tar in tars_of(path)}
     outer, plain = ([tar for tar, inner in inside.items() if bool(inner) == is_outer] for is_outer in (True, False))
     if outer and plain:
         raise InputError(
@@ -45,7 +62,7 @@ def _class_tars(path: Path) -> Iterator[_ClassTar]:
             yield _ClassTar(_stem(tar.name), tar, None)
 
 
-def _inner_tars(tar: Path) -> list[Member]:
+def _inner_tars(tar: Path, left_out: LeftOut) -> list[Member]:
     """Return the tars inside a tar, by its headers; a tar whose first member is none has none."""
     tars: list[Member] = []
     with tar.open("rb") as file:
@@ -56,6 +73,8 @@ def _inner_tars(tar: Path) -> list[Member]:
                 return []
             elif is_image(member.name):
                 raise InputError(f"'{tar}' holds tars and image '{member.name}' beside them; take either out")
+            else:
+                left_out[kind_of(member.name)] += 1
     return tars
 
 

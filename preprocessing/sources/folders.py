@@ -2,27 +2,57 @@
 
 import os
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
+from dit_scale.classes import ClassNames
 from dit_scale.errors import InputError
 from preprocessing.sources.classes import number_labels, order_classes
 from preprocessing.sources.labels import read_labels
-from preprocessing.sources.names import is_hidden, is_image, to_bytes
+from preprocessing.sources.layout import check_class_folder, check_class_folders
+from preprocessing.sources.names import LeftOut, is_hidden, is_image, kind_of, to_bytes
 from preprocessing.sources.table import WHOLE_FILE, Row, Table, table_of
 
+OUTSIDE = "images outside the class folders"
 
-def list_folders(root: Path, given: list[str] | None) -> tuple[list[str], Table]:
-    """List the images anywhere below the class folders, folder by folder and by path."""
-    with os.scandir(root) as entries:
-        found = sorted((e.name for e in entries if e.is_dir() and not is_hidden(e.name)), key=to_bytes)
+
+def list_folders(root: Path, given: ClassNames | None, is_checked: bool, left_out: LeftOut) -> tuple[list[str], Table]:
+    """List the images anywhere below the class folders, folder by folder and by path.
+
+    Raises InputError for folders that are probably no classes where ``is_checked``; names that are given are classes.
+    """
+    found = _class_folders(root, left_out)
     class_names = order_classes(found, given, f"class folders of '{root}'")
+    is_checked &= given is None
+    if is_checked:
+        check_class_folders(root, found)
     labels = {name: label for label, name in enumerate(class_names)}
-    return class_names, table_of(_row(path, labels[name]) for name in found for path in _images_below(root, name))
+
+    def rows() -> Iterator[Row]:
+        for name in found:
+            paths = _images_below(root, name, left_out)
+            if is_checked:
+                check_class_folder(root, name, paths)
+            yield from map(_row, paths, repeat(labels[name]))
+
+    return class_names, table_of(rows())
 
 
-def list_flat(root: Path, labels: Path, given: list[str] | None) -> tuple[list[str], Table]:
+def _class_folders(root: Path, left_out: LeftOut) -> list[str]:
+    """Return the folders in the root by name; the files beside them are counted."""
+    folders = []
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if is_hidden(entry.name) or not entry.is_dir():
+                left_out[OUTSIDE if is_image(entry.name) else kind_of(entry.name)] += 1
+            else:
+                folders.append(entry.name)
+    return sorted(folders, key=to_bytes)
+
+
+def list_flat(root: Path, labels: Path, given: ClassNames | None, left_out: LeftOut) -> tuple[list[str], Table]:
     """List the images anywhere below a folder by path, with their labels from a file."""
-    paths = _images_below(root, "")
+    paths = _images_below(root, "", left_out)
     numbers, class_names = number_labels(read_labels(labels, paths), given, f"'{labels}'")
     return class_names, table_of(map(_row, paths, numbers))
 
@@ -31,29 +61,34 @@ def _row(path: bytes, label: int) -> Row:
     return Row(path, path, WHOLE_FILE, -1, label)
 
 
-def _images_below(root: Path, folder: str) -> list[bytes]:
-    """Return the paths of all images below a folder, sorted."""
+def _images_below(root: Path, folder: str, left_out: LeftOut) -> list[bytes]:
+    """Return the paths of all images below a folder, sorted; other files are counted."""
     top = str(root / folder) if folder else str(root)
     start = f"{folder}/" if folder else ""
-    return sorted(to_bytes(path) for path in _walk(top, start, {_identity(str(root)), _identity(top)}))
+    return sorted(to_bytes(path) for path in _walk(top, start, {_identity(str(root)), _identity(top)}, left_out))
 
 
-def _walk(folder: str, below: str, above: set[tuple[int, int]]) -> Iterator[str]:
+def _walk(folder: str, below: str, above: set[tuple[int, int]], left_out: LeftOut) -> Iterator[str]:
     """Yield paths of images; symbolic links are followed, unless they lead back to a folder above."""
     try:
         with os.scandir(folder) as scan:
-            entries = [entry for entry in scan if not is_hidden(entry.name)]
+            entries = list(scan)
     except OSError as error:
         raise InputError(f"folder '{folder}' cannot be read ({error.strerror}); see to its permissions") from error
     for entry in entries:
+        if is_hidden(entry.name):
+            left_out[kind_of(entry.name)] += 1
+            continue
         if not entry.is_dir():
             if is_image(entry.name):
                 yield below + entry.name
+            else:
+                left_out[kind_of(entry.name)] += 1
             continue
         identity = _identity(entry.path)
         if identity in above:
             raise InputError(f"'{entry.path}' is a link to a folder above itself; remove the link")
-        yield from _walk(entry.path, f"{below}{entry.name}/", above | {identity})
+        yield from _walk(entry.path, f"{below}{entry.name}/", above | {identity}, left_out)
 
 
 def _identity(folder: str) -> tuple[int, int]:

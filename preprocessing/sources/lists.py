@@ -1,17 +1,35 @@
-"""A list of images: a .jsonl or .csv file with the path and the label of each."""
+"""A list of images: a .jsonl or .csv file, or EDM's dataset.json, with the path and the label of each."""
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dit_scale.classes import ClassNames
 from dit_scale.errors import InputError
 from preprocessing.sources.classes import number_labels
-from preprocessing.sources.names import ending_of, tidy, to_bytes
+from preprocessing.sources.names import LeftOut, ending_of, is_image, is_list, tidy, to_bytes
 from preprocessing.sources.table import WHOLE_FILE, Row, Table, table_of
+
+_EDM_LIST = "dataset.json"
+_BYTES_LOOKED_AT = 65_536
+UNLISTED = "images that the list does not name"
+
+
+def list_in(path: Path) -> Path | None:
+    """Return the list that a path is or, as a folder that EDM's dataset_tool.py made, holds; None where it is none."""
+    if path.is_file():
+        return path if is_list(path.name) or path.name == _EDM_LIST else None
+    try:
+        with (path / _EDM_LIST).open(encoding="utf-8", errors="surrogateescape") as file:
+            is_edm = re.search(r'"labels"\s*:\s*\[\s*\[\s*"', file.read(_BYTES_LOOKED_AT))
+    except OSError:
+        return None
+    return path / _EDM_LIST if is_edm else None
 
 
 class _Entry(NamedTuple):
@@ -20,7 +38,7 @@ class _Entry(NamedTuple):
     line: int
 
 
-def list_listed(path: Path, given: list[str] | None) -> tuple[list[str], Table]:
+def list_listed(path: Path, given: ClassNames | None, left_out: LeftOut) -> tuple[list[str], Table]:
     """List the images that a file names, by path; paths are relative to the file's folder, other columns are ignored.
 
     An absolute path is refused: the listing, and so the shards' plan, must not depend on where the images lie.
@@ -29,9 +47,10 @@ def list_listed(path: Path, given: list[str] | None) -> tuple[list[str], Table]:
     for one, other in pairwise(entries):
         if one.path == other.path:
             raise InputError(
-                f"'{path}' lists '{_text(one.path)}' twice, in lines {one.line} and {other.line}; list each image once"
+                f"'{path}' lists '{_text(one.path)}' twice, in {_unit(path)}s {one.line} and {other.line}; list each "
+                f"image once"
             )
-    _check_there(path, entries)
+    left_out[UNLISTED] += _count_unlisted(path, entries)
     labels, class_names = number_labels([entry.label for entry in entries], given, f"'{path}'")
     pairs = zip(entries, labels, strict=True)
     return class_names, table_of(Row(entry.path, entry.path, WHOLE_FILE, -1, label) for entry, label in pairs)
@@ -39,16 +58,20 @@ def list_listed(path: Path, given: list[str] | None) -> tuple[list[str], Table]:
 
 def _entries(path: Path) -> Iterator[_Entry]:
     labels: dict[str, str] = {}  # a million labels, few of them different
-    for line, row in _json_rows(path) if ending_of(path.name) == ".jsonl" else _csv_rows(path):
+    rows = {".jsonl": _json_rows, ".json": _edm_rows}.get(ending_of(path.name), _csv_rows)
+    for line, row in rows(path):
         image, label = row.get("path"), row.get("label")
         if isinstance(label, int) and not isinstance(label, bool):
             label = str(label)
         if not isinstance(image, str) or not isinstance(label, str) or not image.strip() or not label.strip():
-            raise InputError(f"line {line} of '{path}' has path {image!r} and label {label!r}; give a path and a class")
+            raise InputError(
+                f"{_unit(path)} {line} of '{path}' has path {_shown(image)} and label {_shown(label)}; give a path and "
+                f"a class"
+            )
         if image.startswith("/"):
             raise InputError(
-                f"line {line} of '{path}' has absolute path '{image}'; put the list above the images and write paths "
-                f"relative to its folder"
+                f"{_unit(path)} {line} of '{path}' has absolute path '{image}'; put the list above the images and "
+                f"write paths relative to its folder"
             )
         label = label.strip()
         yield _Entry(to_bytes(tidy(image)), labels.setdefault(label, label), line)
@@ -68,6 +91,27 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield line, row
 
 
+def _edm_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the pairs of ``{"labels": [["00000/img00000000.png", 0], …]}``."""
+    try:
+        content = json.loads(path.read_text("utf-8-sig", "surrogateescape"))
+    except ValueError as error:
+        raise InputError(f"'{path}' is not JSON ({error}); write it again with EDM's dataset_tool.py") from error
+    pairs = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise InputError(
+            f"'{path}' holds no list of labels, [[\"00000/img00000000.png\", 0], …]; write one, or give the folder "
+            f"with source.labels=FILE"
+        )
+    for number, (image, label) in enumerate(pairs, 1):
+        if isinstance(image, str) and ending_of(image) == ".npy":
+            raise InputError(
+                f"'{path}' lists arrays ('{image}'), which are latents already; give the folder of images they were "
+                f"made from"
+            )
+        yield number, {"path": image, "label": label}
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
@@ -80,19 +124,40 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for row in rows:
                 yield rows.line_num, row
         except csv.Error as error:
-            raise InputError(f"line {rows.line_num} of '{path}' is not CSV ({error}); mend it") from error
+            raise InputError(f"line {rows.line_num} of '{path}' is not CSV ({error}); fix it") from error
 
 
-def _check_there(path: Path, entries: list[_Entry]) -> None:
-    """Raise InputError for an image that is not there; asks each folder once, not each image."""
+def _count_unlisted(path: Path, entries: list[_Entry]) -> int:
+    """Return how many images lie unlisted beside the listed ones; asks each folder once, not each image.
+
+    Raises InputError for a listed image that is not there.
+    """
+    images: dict[bytes, int] = {}
     for entry in entries:
         folder, _, base = entry.path.rpartition(b"/")
-        if base not in _names_in(path.parent / _text(folder)):
+        names = _names_in(path.parent / _text(folder))
+        if folder not in images:
+            images[folder] = sum(is_image(_text(name)) for name in names)
+        images[folder] -= is_image(_text(base))
+        if base not in names:
             raise InputError(
-                f"line {entry.line} of '{path}' names '{_text(entry.path)}', which is not in '{path.parent}'; write "
-                f"paths relative to the list's folder"
+                f"{_unit(path)} {entry.line} of '{path}' names '{_text(entry.path)}', which is not in '{path.parent}'; "
+                f"write paths relative to the list's folder"
             )
     _names_in.cache_clear()
+    return sum(images.values())
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a sentence quotes it."""
+    if value is None:
+        return "nothing"
+    return f"'{value}'" if isinstance(value, str) else json.dumps(value)[:40]
+
+
+def _unit(path: Path) -> str:
+    """Return what a list's rows are called in a sentence."""
+    return "pair" if ending_of(path.name) == ".json" else "line"
 
 
 @lru_cache(maxsize=16)

@@ -1,10 +1,16 @@
 """Names of files and tar members: which are images, which are hidden, and how they are sorted."""
 
 import os
+from collections import Counter
 from pathlib import PurePosixPath
 
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"})
+from dit_scale.image_files import IMAGE_ENDINGS
+
 LIST_ENDINGS = frozenset({".jsonl", ".csv"})
+_LONGEST_ENDING = 12
+
+LeftOut = Counter[str]
+"""How many files a listing leaves out, by what they are."""
 
 
 def is_image(name: str) -> bool:
@@ -30,6 +36,14 @@ def is_hidden(name: str) -> bool:
 def ending_of(name: str) -> str:
     """Return the last ending of a name in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million names)
+
+
+def kind_of(name: str) -> str:
+    """Return what a file that is left out is counted as: its ending, where it has one."""
+    if is_hidden(base_of(name)):
+        return "hidden files"
+    ending = ending_of(name)
+    return ending if 1 < len(ending) <= _LONGEST_ENDING else "files without an ending"
 
 
 def base_of(name: str) -> str:

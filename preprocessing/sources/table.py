@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from dit_scale.errors import Failure
 from dit_scale.files import atomic_write
+from preprocessing.sources.names import LeftOut
 
 WHOLE_FILE = -1
 """The offset of an image that is a file of its own."""
@@ -79,8 +80,10 @@ class Place(NamedTuple):
 class Source:
     """A listing of labelled images: columns ``file``, ``name``, ``offset``, ``num_bytes`` and ``label``."""
 
-    def __init__(self, root: Path, class_names: list[str], table: Table):
+    def __init__(self, root: Path, class_names: list[str], table: Table, left_out: LeftOut | None = None):
         self.root, self.class_names = root, class_names
+        self.left_out = LeftOut() if left_out is None else left_out
+        """Files that were seen and are not in the listing; a listing that was loaded knows of none."""
         self._table = table
 
     def __len__(self) -> int:
@@ -93,6 +96,10 @@ class Source:
     def name(self, index: int) -> str:
         """Return an image's name: its path below the root, tar and member, or class and member."""
         return os.fsdecode(bytes(self._table["name"][index]))
+
+    def images_per_class(self) -> npt.NDArray[np.int64]:
+        """Return the number of images of each label."""
+        return np.bincount(self._table["label"], minlength=len(self.class_names))
 
     def place(self, index: int) -> Place:
         """Return where an image's bytes lie."""

@@ -129,3 +129,41 @@ def test_the_fingerprint_is_that_of_the_records(both: dict[str, float], tmp_path
     write_folder(tmp_path / "other", [31])  # the same records in one shard instead of two
     replace(read_manifest(tmp_path / "other"), class_names=("ant", "bee", "cow")).write(tmp_path / "other")
     assert LatentDataset.open(tmp_path / "other").manifest.fingerprint != LatentDataset.open(first).manifest.fingerprint
+
+
+def test_equal_names_of_one_folder_stay_apart(tmp_path: Path) -> None:
+    doubled = _folder(tmp_path / "doubled", [6], ("crane", "bee", "crane"))
+    dataset = LatentDataset.open(doubled)
+    assert dataset.class_names == ("crane", "bee", "crane")
+    assert dataset.read(np.arange(3), np.zeros(3, bool))[1].tolist() == [0, 1, 2]
+
+
+def test_equal_names_of_one_folder_are_told_apart_before_they_are_mixed(tmp_path: Path) -> None:
+    doubled = _folder(tmp_path / "doubled", [6], ("crane", "bee", "crane"))
+    other = _folder(tmp_path / "other", [6], ("bee", "crane", "ant"))
+    both = {other: 1.0, doubled: 1.0}
+    refused = rf"'{doubled}' has 2 classes named 'crane' \(labels 0 and 2\).*; give each a name by data.class_names="
+    with pytest.raises(InputError, match=refused):
+        LatentDataset.open(both)
+    with pytest.raises(InputError, match=refused):  # one folder with new names goes by name, too
+        LatentDataset.open(doubled, class_names={doubled: {"bee": "wasp"}})
+    with pytest.raises(InputError, match=r"renames 'crane' of .* is the name of labels 0 and 2 there; give the label"):
+        LatentDataset.open(both, class_names={doubled: {"crane": "bird"}})
+    dataset = LatentDataset.open(both, class_names={doubled: {"2": "crane, machine"}})  # as the sentence advises
+    assert dataset.class_names == ("bee", "crane", "ant", "crane, machine")
+    assert dataset.read(np.arange(6, 9), np.zeros(3, bool))[1].tolist() == [1, 0, 3]
+    merged = LatentDataset.open(both, class_names={doubled: {"0": "crane", "2": "crane"}})
+    assert merged.read(np.arange(6, 9), np.zeros(3, bool))[1].tolist() == [1, 0, 1]
+
+
+def test_a_mixture_of_many_classes_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    many = _folder(tmp_path / "many", [5], ("crane",) * 1000)
+    other = _folder(tmp_path / "other", [5], tuple(f"class {label}" for label in range(1000)))
+    for folders, renamed in (
+        ({many: 1.0, other: 1.0}, {}),
+        ({many: 1.0, other: 1.0}, {many: {"crane": "x"}}),
+        ({other: 1.0}, {other: {"zebra": "x"}}),
+    ):
+        with pytest.raises(InputError) as caught:
+            LatentDataset.open(folders, class_names=renamed)
+        assert len(str(caught.value)) < 600

@@ -259,6 +259,44 @@ def test_dopri5_agrees_with_torchdiffeq() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("solver", "method"), [(euler, "euler"), (midpoint, "midpoint"), (heun, "heun2")])
+@pytest.mark.parametrize("their_shift", [1.0, 0.3])
+def test_published_points_are_one_more_than_steps(solver: Solver, method: str, their_shift: float) -> None:
+    """SiT, LightningDiT and RAE integrate over linspace(0, 1, points), SiT's time, which LightningDiT shifts by 0.3."""
+    from torchdiffeq import odeint
+
+    model = load_tiny("tiny_a").model
+    io = load_tensors("tiny_a_flow_io")
+    calls: list[float] = []
+
+    def denoiser(noised: Tensor, sit_time: Tensor) -> Tensor:
+        calls.append(sit_time[0].item())
+        return model(noised, sit_time, io["sample_y"])[:, :4].float()
+
+    points = torch.linspace(0, 1, 6)
+    points = their_shift * points / (1 + (their_shift - 1) * points)
+    with torch.no_grad():
+        theirs = odeint(lambda t, x: denoiser(x, t.expand(len(x))), io["sample_xT"], points, method=method)[-1]
+    told, calls[:] = calls[:], []
+    ours = solver(FlowMatching(), denoiser, io["sample_xT"], 5, time_shift=1 / their_shift)
+    assert calls == pytest.approx(told, abs=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    with_a_step_more = solver(FlowMatching(), denoiser, io["sample_xT"], 6, time_shift=1 / their_shift)
+    assert (with_a_step_more - theirs).abs().max() > 10 * (ours - theirs).abs().max()
+
+
+def test_the_published_sde_counts_steps() -> None:
+    """SiT's SDE takes one step fewer than points to 0.04, and then its last step: as many passes as it says."""
+    told: list[float] = []
+
+    def denoiser(noised: Tensor, sit_time: Tensor) -> Tensor:
+        told.append(sit_time[0].item())
+        return 0.1 * noised
+
+    sde(FlowMatching(), denoiser, NOISE, 250, lambda _: NOISE)
+    assert told == pytest.approx(torch.linspace(0, 1 - 0.04, 250).tolist(), abs=1e-6)
+
+
 def test_the_steps_of_an_image_do_not_depend_on_its_batch() -> None:
     """The second image's data is narrower and needs more steps; beside it the first stays as it is alone."""
     stds = torch.tensor([0.5, 0.02])

@@ -45,7 +45,7 @@ def measure(stage: Literal[0, 1, 2, 3], precision: Literal["fp32", "bf16"], worl
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     train = TrainSection(global_batch_size=BATCH, micro_batch_size_per_gpu=MICRO_BATCH)
     plan = plan_batches(train, world.world_size)
-    config = EngineConfig(zero_stage=stage, precision=precision, bucket_elements=BUCKET)
+    config = EngineConfig(zero_stage=stage, precision=precision, bucket_elements=BUCKET if stage else None)
     setup = TrainingSetup(
         micro_batch_size=MICRO_BATCH,
         world_size=world.world_size,

@@ -27,7 +27,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused() -> None:
     ("engine", "sentence"),
     [
         (EngineConfig(zero_stage=0, precision="bf16"), "wrong Adam step; use engine.zero_stage=1"),
-        (EngineConfig(zero_stage=0, precision="fp32", offload_optimizer=True), "use engine.zero_stage=1, 2 or 3"),
+        (EngineConfig(zero_stage=0, precision="fp32", offload_optimizer=True), "give engine.zero_stage=1, 2 or 3"),
         (EngineConfig(activation_budget=0.5), "give engine.compile=true"),
         (EngineConfig(hierarchical_partitioning=True), "give engine.zero_stage=3"),
     ],

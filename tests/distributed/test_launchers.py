@@ -9,7 +9,7 @@ import pytest
 
 from tests.launch import ROOT, command, environment
 
-FORM = "--standalone --local-addr 127.0.0.1 --nproc-per-node"
+FORM = "--local-addr 127.0.0.1 --nproc-per-node"
 
 
 def test_the_documents_start_torchrun_in_one_way() -> None:

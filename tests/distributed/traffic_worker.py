@@ -34,7 +34,8 @@ def main() -> None:
     # 1001 rows of labels, which Loop's classes ask for, and a width that no number of ranks here divides evenly.
     model = DiT(latent_size=8, patch_size=2, hidden_size=width, depth=2, num_heads=4, num_classes=1000)
     with process_group(world, "cpu"):
-        engine = EngineConfig(zero_stage=stage, precision="fp32", reduce_to_owners=to_owners)  # type: ignore[arg-type]
+        owners = to_owners if stage in (1, 2) else None
+        engine = EngineConfig(zero_stage=stage, precision="fp32", reduce_to_owners=owners)  # type: ignore[arg-type]
         size = IMAGES_A_RANK * world.world_size
         loop = Loop(model, LATENTS, engine, size, micro_batch, world, "cpu")
         for _ in range(2):

@@ -115,7 +115,7 @@ def main(stage: int, precision: str, action: str, folder: Path, options: set[str
             precision=precision,  # type: ignore[arg-type]
             offload_optimizer="offload" in options,
             hierarchical_partitioning="hierarchical" in options,
-            reduce_to_owners="to-owners" in options,
+            reduce_to_owners="to-owners" in options if stage in (1, 2) else None,
             checkpoint_every_blocks=2,
         )
         engine = build_engine(model, config, train, plan, world, "cpu")

@@ -9,6 +9,8 @@ import torch
 
 from dit_scale.cli import main
 from dit_scale.data.dataset import LatentDataset
+from dit_scale.errors import Failure
+from dit_scale.files import full_disk_explained, write_json
 from tests.disks import Disk, small_disk
 from tests.end_to_end.conftest import encode_settings
 from tests.end_to_end.runs import settings
@@ -105,6 +107,27 @@ def test_a_full_disk_ends_an_indexing(shards: Path, tmp_path: Path, capsys: pyte
         disk.resize(1_000_000)
         main([str(word) for word in words])
         assert len(LatentDataset.open(disk.folder)) == len(LatentDataset.open(shards))
+
+
+def test_a_full_disk_is_the_folders_only_where_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with small_disk(tmp_path / "disk", PAGE_BYTES) as disk:
+        elsewhere = disk.folder / "cache.json"
+        with pytest.raises(Failure) as caught, full_disk_explained(folder, name="run folder"):
+            write_json(elsewhere, "x" * 100_000)
+        assert str(caught.value) == f"the disk of '{elsewhere}' {NO_ROOM} goes on with what is missing"
+        with pytest.raises(Failure) as caught, full_disk_explained(disk.folder, name="run folder"):
+            write_json(elsewhere, "x" * 100_000)
+        assert str(caught.value) == f"run folder '{disk.folder}' {NO_ROOM} goes on with what is missing"
+        for place, what in (
+            (folder, "not the disk of run folder '{}', but that of"),
+            (disk.folder, "run folder '{}' has"),
+        ):
+            with pytest.raises(Failure) as caught, full_disk_explained(place, name="run folder"):
+                Path("/dev/full").write_bytes(b"x")  # as a library would, whose error names no file
+            assert str(caught.value).startswith(what.format(place))
+        assert not list(disk.folder.iterdir()) and not list(folder.iterdir())
 
 
 @pytest.fixture

@@ -69,6 +69,33 @@ def test_two_ranks_and_a_stop_measure_the_same(
         assert ours["protocol"] == theirs["protocol"]
 
 
+def test_it_draws_what_sample_draws_with_the_same_settings(
+    images: Path,  # noqa: F811
+    shards: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """By a paper's protocol: guidance on three channels within an interval, and an option of the solver."""
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    protocol = {"guidance_channels": 3, "guidance_interval": [0.1, 0.8], "solver_options": {"time_shift": 2.0}}
+    asked = [f"evaluation.{key}={value}".replace("'", "") for key, value in protocol.items()]
+    asked += ["evaluation.num_sampling_steps=4", "evaluation.cfg_scale=8", f"evaluation.reference={images}"]
+    fast = ["train.steps=4", "train.learning_rate=0.1", "train.warmup_steps=0"]  # so that labels matter
+    run(settings(shards, run_dir, *EVALUATION, *asked, *fast))
+    common = ["--num-samples", 20, "--batch-size", 8, "--num-sampling-steps", 4, "--cfg-scale", 8, "--out", out]
+    options = ["--guidance-channels", 3, "--guidance-interval", "0.1,0.8", "--solver-option", "time-shift=2"]
+    run(["sample", run_dir, *common, *options])
+    run(["evaluate", out, images, "--batch-size", 8])
+    ours, theirs = result(run_dir, 4), json.loads((out / "evaluation.json").read_text())
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-5)
+    told, sampled = ours["protocol"]["samples"]["protocol"], json.loads((out / "protocol.json").read_text())
+    for key, value in (protocol | {"solver": "heun", "num_sampling_steps": 4, "cfg_scale": 8.0, "seed": 0}).items():
+        assert told[key] == sampled[key] == value
+    run(["sample", run_dir, *common, *options[:2], *options[4:], "--overwrite"])  # without the interval
+    run(["evaluate", out, images, "--batch-size", 8])
+    other = json.loads((out / "evaluation.json").read_text())
+    assert other["metrics"][DISTANCE] != pytest.approx(ours["metrics"][DISTANCE], rel=1e-5)
+
+
 def test_the_best_checkpoint_by_an_evaluation_stays(
     shards: Path,  # noqa: F811
     one_rank: tuple[Path, str],
@@ -92,7 +119,12 @@ def test_the_best_checkpoint_by_an_evaluation_stays(
         (["evaluation.reference=/nowhere"], "'/nowhere' is neither a folder nor a file"),
         (["evaluation.weights=/nowhere.pth"], "weights '/nowhere.pth' are not a file"),
         (["checkpoint.keep_best=1", "checkpoint.best_by=fid"], "best_by=fid is not measured in this run; choose one"),
-        (["evaluation.every_steps=0", "checkpoint.keep_best=1"], "give validation.every_steps, evaluation.every_steps"),
+        (["evaluation.solver_options={eta: 1}"], "evaluation: solver 'heun' does not know eta: it has only time_shift"),
+        (["evaluation.guidance_channels=5"], "evaluation: guidance of 5 channels does not suit a latent of 4"),
+        (
+            ["evaluation.solver=dopri5", "evaluation.guidance_interval=[0.1,0.8]"],
+            "evaluation: a guidance interval makes the flow jump",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(
@@ -105,3 +137,9 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
     assert (failed.returncode, failed.stderr.count("\n")) == (2, 1), failed.stderr
     assert sentence in failed.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_best_of_what_is_not_measured_is_refused(shards: Path, tmp_path: Path) -> None:  # noqa: F811
+    failed = run(settings(shards, tmp_path / "run", "checkpoint.keep_best=1"), check=False)
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1), failed.stderr
+    assert "give validation.every_steps, evaluation.every_steps" in failed.stderr

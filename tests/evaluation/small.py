@@ -25,6 +25,16 @@ class Patches(Extractor):
         return Features(pool, spatial, 4.0 * pool)
 
 
+class Counting(Patches):
+    """Counts the images that it has looked at."""
+
+    seen = 0
+
+    def _features(self, images: Tensor) -> Features:
+        self.seen += len(images)
+        return super()._features(images)
+
+
 class Anonymous(Patches):
     """The same network where it is not Inception."""
 

@@ -20,19 +20,9 @@ from dit_scale.evaluation import (
     reference_of,
 )
 from dit_scale.evaluation.extractors import Features
-from tests.evaluation.small import Anonymous, Patches, pictures, write_folder
+from tests.evaluation.small import Anonymous, Counting, Patches, pictures, write_folder
 
 EMOJI = Path(__file__).parents[2] / "quickstart" / "images.py"
-
-
-class Counting(Patches):
-    """Counts the images that it has looked at."""
-
-    seen = 0
-
-    def _features(self, images: torch.Tensor) -> Features:
-        self.seen += len(images)
-        return super()._features(images)
 
 
 def test_a_set_compared_with_itself(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_what_is_not_inceptions_weights_is_refused(
         torch.save({"y_embedder.weight": torch.zeros(3)}, path)
     elif kind == "another shape":
         torch.save(torch.load(weights, weights_only=True) | {"fc.weight": torch.zeros(1000, 2048)}, path)
-    with pytest.raises(InputError, match=r"weights '.*weights.pth' (are not|cannot be read|are another)") as caught:
+    with pytest.raises(InputError, match=r"weights '.*weights.pth' (are|hold) ") as caught:
         load_extractor("inception", path, "cpu")
     assert "\n" not in str(caught.value)
     assert "this pickle was run" not in capsys.readouterr().out

@@ -1,6 +1,9 @@
 """Sets of images: the same pixels from a folder and from an .npz; one sentence for each kind of bad input."""
 
 import json
+import logging
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,44 @@ def test_the_output_of_sampling_means_its_images(tmp_path: Path) -> None:
     assert own_protocol(open_images(write_folder(tmp_path / "others" / "deep", images))) is None
 
 
+def test_a_folder_of_many_formats_is_used_whole_and_the_rest_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [Image.fromarray(image) for image in pictures(range(6))]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "linked").symlink_to(elsewhere)
+    images[0].save(folder / "a.png")
+    images[1].save(folder / "b.webp", lossless=True)
+    images[2].save(folder / "deep" / "c.PNG")
+    images[3].save(folder / "deep" / "d.bmp")
+    images[4].save(elsewhere / "e.tiff")
+    images[5].save(folder / "f.jpeg")
+    for name in ("g.npy", "h.heic", "deep/i.HEIC", "j", "evaluation.json", ".hidden.png"):
+        (folder / name).write_bytes(b"x")
+    with caplog.at_level(logging.INFO):
+        found = open_images(folder)
+    assert found.files == {
+        "used": {".png": 2, ".bmp": 1, ".jpeg": 1, ".tiff": 1, ".webp": 1},
+        "left_out": {".heic": 2, ".npy": 1, "without ending": 1},
+    }
+    said = "6 images (2 .png, 1 .bmp, 1 .jpeg, 1 .tiff, 1 .webp), left out: 2 .heic, 1 .npy, 1 without ending"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", f"'{folder}': {said}")
+    ]
+    (read,) = found.batches(6)
+    for number, place in ((0, 0), (1, 1), (2, 2), (3, 3), (4, 5)):  # by path; the JPEG is fifth
+        np.testing.assert_array_equal(read[place], np.asarray(images[number]))
+
+
+def test_names_that_are_not_utf8_have_a_digest(tmp_path: Path) -> None:
+    Image.fromarray(pictures(range(1))[0]).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    assert len(open_images(tmp_path).digest()) == 16
+
+
 def test_a_digest_tells_images_apart(tmp_path: Path) -> None:
     images = pictures(range(4))
     digests = {open_images(write_folder(tmp_path / "a", images)).digest()}
@@ -78,6 +119,17 @@ def spoil(kind: str, folder: Path) -> Path:
     elif kind == "cut png":
         Image.fromarray(images[0]).save(extra)
         cut(extra, 0.5)
+    elif kind == "two pages":
+        pages = [Image.fromarray(image) for image in images[:2]]
+        pages[0].save(folder / "set" / "extra.tiff", save_all=True, append_images=pages[1:])
+    elif kind == "another kind":
+        extra.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n")  # Pillow would start ghostscript
+    elif kind == "link":
+        (folder / "set" / "deep").symlink_to(folder / "set")
+    elif kind == "zip":
+        with zipfile.ZipFile(folder / "set.zip", "w") as archive_of_images:
+            archive_of_images.write(folder / "set" / "000000.png", "000000.png")
+        return folder / "set.zip"
     elif kind == "empty":
         (folder / "none").mkdir()
         return folder / "none"
@@ -112,7 +164,9 @@ def spoil(kind: str, folder: Path) -> Path:
         ("P", "extra.png' is P, not RGB; convert"),
         ("another size", "holds images of 16 x 24 and of 16 x 16 pixels"),
         ("cut png", "extra.png' cannot be decoded"),
-        ("empty", "holds no .png, .jpg, .jpeg; give"),
+        ("empty", "holds no image (.bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .ppm, .tif, .tiff, .webp); give"),
+        ("two pages", "extra.tiff' holds several pictures; write each"),
+        ("another kind", "extra.png' cannot be decoded"),
         ("absent", "is neither a folder nor a file"),
         ("no arr_0", "has no arr_0; give"),
         ("float", "is float64 [6, 16, 16, 3]; give images as uint8"),
@@ -120,7 +174,9 @@ def spoil(kind: str, folder: Path) -> Path:
         ("objects", "is pickled objects; give images as uint8"),
         ("cut npz", "is not a whole .npz"),
         ("flipped npz", "is not a whole .npz"),
-        ("npy", "is not a whole .npz"),
+        ("npy", "is a .npy array, neither a folder of images nor an .npz"),
+        ("zip", "is a zip archive, neither a folder of images nor an .npz of them; unpack it"),
+        ("link", "is a link to a folder above itself"),
     ],
 )
 def test_bad_input_is_said_in_one_sentence(kind: str, sentence: str, tmp_path: Path) -> None:

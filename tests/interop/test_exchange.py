@@ -1,15 +1,24 @@
 """Weights there and back by the command line: golden weights in published form, and a real DiTPipeline of them."""
 
+import csv
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 from diffusers.models import embeddings
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from dit_scale.autoencoder import PCACodec, save_autoencoder
+from dit_scale.checkpoint.layout import read_manifest, write_manifest
+from dit_scale.cli import main
+from dit_scale.errors import InputError
+from dit_scale.interop.pipeline_folder import read_pipeline
+from dit_scale.sampling.sampler import Sampler
+from dit_scale.tools.exporting import export
 from tests.launch import run
 from tests.parity import load_tensors, load_tiny, record
 
@@ -106,6 +115,88 @@ def test_sit_weights_are_of_flow(kl: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "flow" in refused.stderr
     assert load_tensors("tiny_a_flow_io")  # what those weights compute is held to in tests/diffusion
+
+
+@pytest.mark.parametrize("change", ["missing", "left over"])
+def test_a_pipelines_transformer_must_hold_its_weights_and_no_others(
+    change: str, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pipeline_folder, tmp_path / "pipeline")
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    if change == "missing":
+        del weights["proj_out_2.bias"]
+    else:
+        weights["caption_projection.bias"] = torch.zeros(1)
+    save_file(weights, path, metadata={"format": "pt"})
+    name = "missing: proj_out_2.bias" if change == "missing" else "not in this model: caption_projection.bias"
+    with pytest.raises(InputError, match=f"transformer' does not fit its own config.json .{name}.; copy the folder"):
+        read_pipeline(folder)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_neither_sampled_nor_exported(imported: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(imported, tmp_path / "run")
+    checkpoint = out / "checkpoints" / "step-00000000"
+    manifest = read_manifest(checkpoint)
+    del manifest["parameters"]["blocks.0.attn.qkv.weight"]
+    write_manifest(checkpoint, manifest)
+    with pytest.raises(InputError, match=r"step-00000000' .*: blocks\.0\.attn\.qkv\.weight is absent there"):
+        Sampler(out, "cpu")
+    with pytest.raises(InputError, match=r"step-00000000' .*: blocks\.0\.attn\.qkv\.weight is absent there"):
+        export(out, tmp_path / "weights.pt", "pt")
+
+
+def test_the_pca_codec_is_given_as_the_folder_that_keeps_it(tmp_path: Path) -> None:
+    refused = run(["import", WEIGHTS, "--num-heads", 4, "--autoencoder", "pca", "--out", tmp_path / "run"], check=False)
+    assert refused.returncode == 2
+    assert "autoencoder.name" not in refused.stderr  # which is no option of this command
+    assert "give the folder with its autoencoder.safetensors" in refused.stderr
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_autoencoder(PCACodec.fit([images], patch_size=2, channels=4), tmp_path)
+    run(["import", WEIGHTS, "--num-heads", 4, "--autoencoder", tmp_path, "--out", tmp_path / "run"])
+    assert (tmp_path / "run" / "autoencoder" / "autoencoder.safetensors").is_file()
+
+
+def test_equal_class_names_stay_apart(kl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the pipeline's folder and back; and each label can be drawn."""
+    names = ["crane", "tench, Tinca tinca", *(f"class {label}" for label in range(2, 8)), "crane", "3"]
+    (tmp_path / "names").write_text("\n".join(names))
+    given = ["--num-heads", "4", "--autoencoder", str(kl), "--class-names", str(tmp_path / "names")]
+    main(["import", str(WEIGHTS), *given, "--out", str(tmp_path / "a")])
+    main(["export", str(tmp_path / "a"), "--to", "diffusers", "--out", str(tmp_path / "pipeline")])
+    main(["import", str(tmp_path / "pipeline"), "--out", str(tmp_path / "b")])
+    index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
+    assert index["id2label"] == {str(label): name for label, name in enumerate(names)}
+    draw = ["sample", str(tmp_path / "b"), "--num-sampling-steps", "1", "--num-samples", "10", "--batch-size", "10"]
+
+    def drawn(*options: str) -> list[tuple[str, str]]:
+        out = tmp_path / "-".join(("drawn", *options)).replace(" ", "")
+        main([*draw, *options, "--out", str(out)])
+        with (out / "labels.csv").open() as file:
+            return [(row["label"], row["class"]) for row in csv.DictReader(file)]
+
+    def refused(*options: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([*draw, *options, "--out", str(tmp_path / "refused")])
+        assert stopped.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert drawn() == [(str(label), name) for label, name in enumerate(names)]
+    assert drawn("--classes", "9,8") == [("9", "3"), ("8", "crane")] * 5
+    assert drawn("--class", "tench, Tinca tinca", "--class", "3") == [("1", "tench, Tinca tinca"), ("9", "3")] * 5
+    assert "'crane' is the name of labels 0 and 8; give the number" in refused("--classes", "crane")
+    assert "class 10 is not a number below 10" in refused("--classes", "10")
+    main([*draw, "--classes", "0", "--out", str(tmp_path / "one")])
+    assert json.loads((tmp_path / "one" / "protocol.json").read_text())["classes"] == ["crane (0)"]
+    again = [*draw, "--classes", "8", "--out", str(tmp_path / "one")]
+    with pytest.raises(SystemExit):
+        main(again)
+    assert 'classes was ["crane (0)"] and is ["crane (8)"]' in capsys.readouterr().err
+    index["id2label"] = {"a": "crane"}
+    (tmp_path / "pipeline" / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(SystemExit):
+        main(["import", str(tmp_path / "pipeline"), "--out", str(tmp_path / "c")])
+    assert "does not number the classes 0, 1, …; give --class-names FILE" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_sentence(imported: Path, pipeline_folder: Path, kl: Path, tmp_path: Path) -> None:

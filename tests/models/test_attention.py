@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dit_scale import memory_efficient
 from dit_scale.errors import InputError
 from dit_scale.models import attention as attention_module
 from dit_scale.models.attention import attention, choose_backend
@@ -84,9 +85,12 @@ def test_auto_takes_sdpa_where_xformers_finds_no_gpu(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.usefixtures("nothing_chosen")
-def test_auto_takes_sdpa_where_xformers_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "xformers.ops", None)  # what a missing module looks like
-    assert choose_backend("auto", CUDA, torch.bfloat16) == "sdpa"
+def test_xformers_that_is_not_installed_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xformers", None)  # what a missing module looks like
+    memory_efficient.obstacle.cache_clear()
+    with pytest.raises(InputError, match=r"xformers cannot be imported .*; pip install xformers; set attention to"):
+        choose_backend("xformers", CUDA, torch.bfloat16)
+    memory_efficient.obstacle.cache_clear()
 
 
 @pytest.mark.usefixtures("nothing_chosen")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from dit_scale.config import SourceConfig
 from dit_scale.errors import Failure
@@ -89,6 +89,16 @@ def test_sixteen_bit_rgb_png(tmp_path: Path) -> None:
     header = SIZE.to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
     np.testing.assert_array_equal(_decoded(png, tmp_path), rgb)
+
+
+def test_a_large_profile_or_text_is_no_reason_to_reject_a_png(tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("note", "x" * 3_000_000, zip=True)
+    plain = _decoded(encoded(picture(1)), tmp_path)
+    for options in ({"icc_profile": bytes(3_000_000)}, {"pnginfo": text}):
+        np.testing.assert_array_equal(_decoded(encoded(picture(1), **options), tmp_path), plain)
+    bomb = _decoded(encoded(picture(1), icc_profile=bytes(65 * 2**20)), tmp_path)
+    assert isinstance(bomb, str), "what unpacks to more memory than an image needs is still rejected"
 
 
 @pytest.mark.parametrize("format_", ["GIF", "WEBP"])

@@ -125,7 +125,7 @@ def test_three_workers_that_decode_in_pools_make_the_same_bytes(source: Path, tm
     assert _shard_bytes(tmp_path / "three") == _shard_bytes(tmp_path / "one")
     log = [json.loads(line) for line in (tmp_path / "three" / "encode.jsonl").read_text().splitlines()]
     assert {line["shard"] for line in log} == {f"shard-{i:06d}.tar" for i in range(5)}
-    assert {line["rank"] for line in log} == {0, 1, 2}
+    assert {line["rank"] for line in log} <= {0, 1, 2}  # a worker that starts late may find nothing left to do
 
 
 def test_ranks_of_a_launcher_make_the_same_bytes(source: Path, tmp_path: Path) -> None:

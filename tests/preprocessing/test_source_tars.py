@@ -91,6 +91,55 @@ def test_a_listing_is_what_webdataset_iterates_over(tmp_path: Path) -> None:
     assert len(listed) == 15
 
 
+def test_names_with_dots_are_read_where_each_image_has_its_own_label(tmp_path: Path) -> None:
+    """A key ends at the first dot of a name: these are two samples, of one image and of two."""
+    images = {name: encoded(picture(i)) for i, name in enumerate(("p0.v2.png", "d.1/p1.v1.png", "d.1/p1.v2.x.png"))}
+    labels = {"p0.v2.cls": b"2", "d.1/p1.v1.json": b'{"label": 0}', "d.1/p1.v2.x.cls": b"1", "d.1/p1.note.txt": b""}
+    (tmp_path / "a.tar").write_bytes(tar_of(dict(sorted((images | labels).items(), reverse=True))))
+    source = _listed(tmp_path)
+    assert {(name, image): label for name, image, label in _rows(source)} == {
+        (f"a.tar/{name}", image): label for (name, image), label in zip(images.items(), (2, 0, 1), strict=True)
+    }
+    assert source.left_out == {".txt": 1}
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (("p.v2.png",), r"image 'p.v2.png' but no 'p.cls' or 'p.json' beside it \(a key ends at the first dot"),
+        (("p.v1.png", "p.v2.png", "p.v2.cls"), r"sample 'p' in .* holds 2 images, .v1.png and .v2.png; leave one, or"),
+        (("p.v1.png", "p.v2.png", "p.cls"), r"name them apart before the first dot, where a sample's key ends"),
+        (("p.v2.png", "p.v2.jpg", "p.v2.cls"), r"holds 2 images, .v2.png and .v2.jpg"),
+        (("p.v2.png", "p.v3.cls"), r"no 'p.cls' or 'p.json' beside it \(a key ends at the first dot"),
+    ],
+)
+def test_names_with_dots_that_can_be_read_in_two_ways(tmp_path: Path, members: tuple[str, ...], message: str) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of(dict.fromkeys(members, b"0")))
+    with pytest.raises(InputError, match=message):
+        _listed(tmp_path)
+
+
+def test_what_tars_hold_besides_is_counted(tmp_path: Path) -> None:
+    image = encoded(picture(0))
+    sample = {"x.png": image, "x.more.png": image, "x.cls": b"0", "x.txt": b"", "._x.png": b"", "__n__": b"", "no": b""}
+    (tmp_path / "a.tar").write_bytes(tar_of(sample))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "read.me").touch()
+    assert _listed(tmp_path).left_out == {
+        ".png": 1,
+        ".txt": 1,
+        "hidden files": 1,
+        "webdataset's notes": 1,
+        "files without an ending": 1,
+        "folders beside the tars": 1,
+        ".me": 1,
+    }
+    (tmp_path / "labels.txt").write_text("0\n0\n")
+    assert _listed(tmp_path / "a.tar", labels=tmp_path / "labels.txt").left_out[".cls"] == 1
+    (tmp_path / "c.tar").write_bytes(tar_of({"n1.tar": tar_of({"y.png": image, "y.xml": b""}), "about.txt": b""}))
+    assert _listed(tmp_path / "c.tar").left_out == {".xml": 1, ".txt": 1}
+
+
 def test_labels_of_a_tar_may_have_names(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("x", picture(0), "1")])
     (tmp_path / "names.txt").write_text("ant\nbee\ncow\n")

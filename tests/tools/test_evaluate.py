@@ -49,10 +49,16 @@ def test_without_weights_against_an_earlier_result(folder: Path, capsys: pytest.
     assert not any("fid" in name for name in earlier["metrics"])
 
     against = ["--against", folder / "early" / "evaluation.json"]
+    (folder / "late" / "images" / "notes.txt").write_text("which changes no number")
+    (folder / "no-folder").write_text("x")
+    common[1] = folder / "no-folder" / "cache"  # a home that is not there: a line, and the same numbers
     evaluate(folder / "late", folder / "real.npz", *common, *against)
     out = capsys.readouterr().out
     assert "change" in out
+    assert "samples: 16 images (16 .png), left out: 1 .txt" in " ".join(out.split())
+    assert "reference: 16 images" in out
     later = json.loads((folder / "late" / "evaluation.json").read_text())
+    assert later["protocol"]["samples"]["files"] == {"used": {".png": 16}, "left_out": {".txt": 1}}
     name = "frechet_efficientnet_lite0"
     assert f"{later['metrics'][name] - earlier['metrics'][name]:+.3g}" in out
 

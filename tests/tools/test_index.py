@@ -90,6 +90,15 @@ def test_latents_that_were_scaled_before_they_were_stored(vae: Path, tmp_path: P
     assert dataset.manifest.statistics.std[0] == pytest.approx(1 / 0.18215, rel=0.3)
 
 
+def test_equal_class_names_stay_apart(vae: Path, tmp_path: Path) -> None:
+    _write(tmp_path / "a.tar", _samples(6, (4, 8, 8), "float32"))
+    (tmp_path / "names").write_text("\ufeffcrane\ntench, Tinca tinca\ncrane\n", encoding="utf-8")
+    main(["index", str(tmp_path), "--autoencoder", str(vae), "--class-names", str(tmp_path / "names")])
+    dataset = LatentDataset.open(tmp_path)
+    assert dataset.class_names == ("crane", "tench, Tinca tinca", "crane")
+    assert dataset.read(np.arange(6), np.zeros(6, bool))[1].tolist() == [0, 1, 2, 0, 1, 2]
+
+
 def test_mistakes_get_one_sentence(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(samples: list[tuple[str, np.ndarray, int]], *more: str) -> str:
         _write(tmp_path / "a.tar", samples)
@@ -108,10 +117,11 @@ def test_mistakes_get_one_sentence(vae: Path, tmp_path: Path, capsys: pytest.Cap
     assert "give the right --member" in refused(good, "--member", "latent.npy")
     (tmp_path / "names").write_text("ant\n")
     assert "label 1 occurs, but there are 1 class names" in refused(good, "--class-names", str(tmp_path / "names"))
+    assert "names' cannot be read (No such file" in refused(good, "--class-names", str(tmp_path / "no names"))
     (tmp_path / "a.tar").write_bytes(b"no tar" * 100)
     with pytest.raises(SystemExit):
         main(["index", str(tmp_path), "--autoencoder", str(vae)])
-    assert "is not a whole, uncompressed tar" in capsys.readouterr().err
+    assert "a.tar' is a file, not an uncompressed tar; give a whole tar" in capsys.readouterr().err
 
 
 def test_nothing_of_anybody_is_written_over(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

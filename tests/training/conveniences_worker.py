@@ -1,4 +1,4 @@
-"""A rank of two that works together with the other: first both do, then one fails, then they meet again."""
+"""A rank of two that works with the other: first both do, then one fails, then they meet as if nothing were."""
 
 import sys
 from pathlib import Path

@@ -21,11 +21,12 @@ def test_a_failure_is_told_the_first_tenth_and_hundredth_time(
             raise OSError(28, f"No space left\non device {step}")
     with conveniences.attempt("wandb"):
         raise ValueError
-    full = "OSError: [Errno 28] No space left on device"
+    full = "No space left on device"
     assert caplog.messages == [
-        f"preview failed at step 1 ({full} 1); training goes on",
-        f"preview failed at step 10 for the 10th time ({full} 10); training goes on",
-        f"preview failed at step 100 for the 100th time ({full} 100); training goes on",
+        *(
+            f"preview failed at step {step}{again} (OSError: [Errno 28] {full} {step}); training goes on"
+            for step, again in ((1, ""), (10, " for the 10th time"), (100, " for the 100th time"))
+        ),
         "wandb failed (ValueError: no reason given); training goes on",
     ]
     first, second = read_history(tmp_path)[-1].troubles

@@ -10,7 +10,7 @@ import torch
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import Failure, InputError, NonFinite
 from dit_scale.training import history
-from dit_scale.training.history import Recorder, cause_of, last_save, read_history, settle_hang, tail, write_end
+from dit_scale.training.history import Recorder, Step, cause_of, last_save, read_history, settle_hang, tail, write_end
 
 
 def record(run_dir: Path, error: BaseException | None = None, step: int = 7, rank: int = 0) -> None:
@@ -115,6 +115,6 @@ def test_the_tail_of_a_growing_file_holds_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "filler": "x" * 500}) for step in range(50)]
     path.write_text("\n".join(lines) + '\n{"step": 50, "fil')
-    assert [line["step"] for line in tail(path, 3)] == [47, 48, 49]
-    assert len(tail(path, 1000)) == 50
-    assert tail(tmp_path / "absent", 3) == []
+    assert [line["step"] for line in tail(path, 3, Step)] == [47, 48, 49]
+    assert len(tail(path, 1000, Step)) == 50
+    assert tail(tmp_path / "absent", 3, Step) == []

@@ -98,6 +98,8 @@ def sde(
     """
     if step_noise is None:
         raise InputError("solver 'sde' adds noise at every step but was given none; pass step_noise or use 'heun'")
+    if diffusion_norm < 0:
+        raise InputError(f"diffusion_norm {diffusion_norm:g} is below 0; 1 is the published value, 0 adds no noise")
     if not 0 < last_step_size < 1:
         raise InputError(f"last_step_size {last_step_size} is not between 0 and 1; 0.04 is the published value")
     latent = noise.float()

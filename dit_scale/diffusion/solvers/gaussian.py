@@ -46,6 +46,8 @@ def ddim(
     eta: float = 0.0,
 ) -> Tensor:
     """Implicit sampling over every s-th step, deterministic for ``eta`` 0: DDIM (arXiv 2010.02502), eq. 12."""
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta {eta:g} is not in [0, 1]; 0 is DDIM, and 1 adds noise as DDPM does")
     if eta > 0 and step_noise is None:
         raise InputError(f"ddim with eta {eta} adds noise but was given none; pass step_noise or set eta to 0")
     latent = noise.float()

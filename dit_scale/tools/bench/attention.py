@@ -10,7 +10,7 @@ from dit_scale.distributed.engine import DTYPES
 from dit_scale.distributed.runtime import World, device_of, set_threads
 from dit_scale.latents import LatentSpec
 from dit_scale.models import build_model
-from dit_scale.models.kernel_timing import AttentionShape, fastest, seconds_of_backends
+from dit_scale.models.kernel_timing import AttentionShape, error_of_backend, fastest, seconds_of_backends
 from dit_scale.tools.bench.loop import CLASSES
 from dit_scale.tools.bench.report import check_target, origin_of, show, show_table, write_report
 
@@ -31,16 +31,18 @@ def bench_attention(
     found = seconds_of_backends(shape, device, DTYPES[engine.precision])
     found |= seconds_of_backends(shape, device, DTYPES[engine.precision], ["matmul"], is_compiled=engine.compile)
     chosen = fastest(found)
+    runs = [name for name, value in found.items() if isinstance(value, float)]
+    errors = {name: error_of_backend(name, shape, device, DTYPES[engine.precision]) for name in runs}
     report |= {"model": model_name, "shape": asdict(shape), "precision": engine.precision, "compile": engine.compile}
-    report |= {"seconds": found, "fastest": chosen}
+    report |= {"seconds": found, "errors": errors, "fastest": chosen}
     show(report)
     print(
         f"{model_name} at {image_size} px: {shape.batch_size} images of {shape.num_tokens} tokens, {shape.num_heads} "
         f"heads of {shape.head_size}, {engine.precision}{', matmul compiled' if engine.compile else ''}"
     )
-    rows = [
-        [name, f"{1000 * value:.3f}" if isinstance(value, float) else "-", "" if isinstance(value, float) else value]
-        for name, value in sorted(found.items(), key=lambda item: str(item[1]) if isinstance(item[1], str) else "")
-    ]
-    show_table("forward and backward of a block", ["kernel", "ms", "does not run here"], rows)
+    quickest = sorted(runs, key=lambda name: float(found[name]))
+    rows = [[name, f"{1000 * float(found[name]):.3f}", f"{errors[name]:.1e}", ""] for name in quickest]
+    rows += [[name, "-", "-", str(why)] for name, why in found.items() if name not in runs]
+    show_table("forward and backward of a block", ["kernel", "ms", "error", "does not run here"], rows)
+    print("error: of output and gradients against fp64, over the largest value of each")
     write_report(report, json_file)

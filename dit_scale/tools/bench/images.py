@@ -19,7 +19,7 @@ _DISTINCT_IMAGES = 256
 def write_images(folder: Path, count: int) -> int:
     """Write JPEGs into class folders; return the bytes of all."""
     drawn = [_jpeg(number) for number in range(min(count, _DISTINCT_IMAGES))]
-    with full_disk_explained(f"'{folder}'"):
+    with full_disk_explained(folder):
         for number in range(count):
             path = folder / f"class-{number % _NUM_CLASSES}" / f"{number:06d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dit_scale import draws
-from dit_scale.config import EngineConfig
+from dit_scale.config import EngineConfig, SamplingConfig
 from dit_scale.diffusion import build_objective
 from dit_scale.distributed.engine import DTYPES, wrap_blocks
 from dit_scale.distributed.runtime import World, device_of, set_threads
@@ -53,7 +53,9 @@ def bench_sample(
     wrap_blocks(model, engine)
     indices = torch.arange(batch_size, device=device)
     labels = indices % CLASSES
-    settings = SamplingSettings("ddim", num_steps, _CFG_SCALE, guidance_channels=3)
+    protocol = SamplingConfig("ddim", num_steps, cfg_scale=_CFG_SCALE, guidance_channels=3)
+    settings = SamplingSettings.of(protocol, seed=0)
+    settings.check(build_objective("gaussian"), latents.channels, model.out_channels, model.null_label)
     noise = draws.normal(settings.seed, Stream.INITIAL_NOISE, indices, latents.shape)
     null_label = model.null_label
     assert null_label is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dit_scale.classes import ClassNames
 from dit_scale.data.manifest import Manifest, ShardEntry, StoredArray, Transform, read_manifest
 from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
 from dit_scale.data.shards import Record, shard_name, write_shard
@@ -26,7 +27,7 @@ def write_synthetic(folder: Path, num_records: int, mirrors: int) -> Manifest:
     layout, sums = RecordLayout(mirrors, _LATENTS.moments_shape), no_latents(_LATENTS.channels, _LATENTS.size**2)
     entries: list[ShardEntry] = []
     folder.mkdir(parents=True)
-    with full_disk_explained(f"'{folder}'"):
+    with full_disk_explained(folder):
         for number, first in enumerate(range(0, num_records, _SHARD_RECORDS)):
             indices = range(first, min(first + _SHARD_RECORDS, num_records))
             entry, shard_sums = write_shard(folder, shard_name(number), layout, _random_records(indices, mirrors))
@@ -39,7 +40,7 @@ def write_synthetic(folder: Path, num_records: int, mirrors: int) -> Manifest:
         stored=StoredArray(),
         autoencoder={"kind": "synthetic", "name": "synthetic", "revision": None, "sha256": "0" * 64},
         transform=Transform("synthetic", 256),
-        class_names=tuple(str(label) for label in range(_NUM_CLASSES)),
+        class_names=ClassNames(map(str, range(_NUM_CLASSES))),
         statistics=sums.statistics(),
         rejected=0,
         shards=tuple(entries),

@@ -17,8 +17,7 @@ from dit_scale.distributed.devices import memory_of
 from dit_scale.distributed.engine import DTYPES
 from dit_scale.distributed.runtime import World
 from dit_scale.models import DiT
-from dit_scale.models.attention import attention
-from dit_scale.models.kernel_timing import AttentionShape, backend_of_training
+from dit_scale.models.kernel_timing import AttentionShape, backend_of_training, error_of_backend
 from dit_scale.tools.doctor.finding import Finding, Status
 from dit_scale.training.memory import gigabytes, plural
 
@@ -58,35 +57,17 @@ def attention_kernel(model: DiT, config: Config, device: str) -> Finding:
     dtype = DTYPES[config.engine.precision]
     images = AttentionShape.of(model, min(32, config.train.micro_batch_size_per_gpu))
     backend = backend_of_training(config.model.attention, images, torch.device(device), dtype)
-    shape = (1, model.grid_side**2, model.num_heads, model.hidden_size // model.num_heads)
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)]
-    error = _largest_error(inputs, backend)
-    figure = f"{backend}, head size {shape[3]}, {shape[1]} tokens, {config.engine.precision}; error {error:.1e}"
+    error = error_of_backend(backend, images, torch.device(device), dtype)
+    figure = (
+        f"{backend}, head size {images.head_size}, {images.num_tokens} tokens, {config.engine.precision}; "
+        f"error {error:.1e}"
+    )
     if not error <= _ERROR_AT_MOST[dtype]:  # a NaN is not
         other = "sdpa" if backend == "xformers" else "xformers"
         return Finding("attention", Status.FAIL, f"{figure}: wrong", f"model.attention={other}")
     if device.startswith("cuda") and config.model.attention == "auto":
         figure += "; the fastest of this GPU's kernels"
     return Finding("attention", Status.PASS, figure)
-
-
-def _largest_error(inputs: list[Tensor], backend: str) -> float:
-    """Return how far output and gradients are from the formula in fp32, over the largest value of each."""
-    exact_inputs = [tensor.detach().float().requires_grad_() for tensor in inputs]
-    query, key, value = inputs
-    output, exact = attention(query, key, value, backend), _attention_by_formula(*exact_inputs)
-    output.sum().backward()
-    exact.sum().backward()
-    pairs: Any = [(output, exact), *((a.grad, b.grad) for a, b in zip(inputs, exact_inputs, strict=True))]
-    errors = [(got.float() - want).abs().max() / want.abs().max() for got, want in pairs]
-    return torch.stack(errors).max().item()  # NaN if one is
-
-
-def _attention_by_formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(Q Kᵀ / √d) V (arXiv 1706.03762, equation 1) on [N, T, H, d]."""
-    scores = torch.einsum("nqhd,nkhd->nhqk", query, key) / query.shape[-1] ** 0.5
-    return torch.einsum("nhqk,nkhd->nqhd", scores.softmax(dim=-1), value)
 
 
 # ---------------------------------------------------------------- process group

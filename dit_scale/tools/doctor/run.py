@@ -20,7 +20,7 @@ from dit_scale.data.storage import LocalStorage
 from dit_scale.distributed.devices import host_memory, memory_of
 from dit_scale.distributed.engine import check_engine, plan_batches
 from dit_scale.distributed.runtime import World
-from dit_scale.errors import InputError
+from dit_scale.errors import InputError, few
 from dit_scale.files import holder_of
 from dit_scale.models import DiT
 from dit_scale.models.memory import checkpoint_bytes, estimate_memory
@@ -51,7 +51,7 @@ def shards(dataset: LatentDataset | InputError, world: World) -> Finding:
         damaged += [f"{folder.storage.location}/{how}" for how in found]
         records, count = records + len(folder), count + len(folder.manifest.shards)
     if damaged:
-        figure = f"{plural(len(damaged), 'damaged shard')} of {count}: {', '.join(damaged)}"
+        figure = f"{plural(len(damaged), 'damaged shard')} of {count}: {few(damaged)}"
         way_out = "dit-scale verify SHARDS --repair encodes them again; data.on_damage=set_aside leaves records out"
         return Finding("shards", Status.FAIL, figure, way_out)
     figure = f"{plural(count, 'shard')}, {records} records; sizes, sidecars and a few records a shard are right"

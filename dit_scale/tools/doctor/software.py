@@ -1,33 +1,28 @@
 """Versions against those that are tested together, and whether wandb can work as it is set."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, requires, version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from packaging.requirements import Requirement
 from packaging.version import Version
 
 import dit_scale
+from dit_scale import memory_efficient
 from dit_scale.config import WandbConfig
 from dit_scale.distributed.runtime import World
 from dit_scale.tools.doctor.finding import Finding, Status
 from dit_scale.training.conveniences import Trouble
 from dit_scale.training.dashboard import has_key, server, wandb_mode
+from dit_scale.versions import requirements, untested
 
 _SHOWN = ("torch", "deepspeed", "xformers")
 
 
 def versions() -> Finding:
     """Compare installed versions with what the package requires and, in a checkout, with constraints.txt."""
-    installed: dict[str, str] = {}
-    broken: list[str] = []
-    for requirement in _requirements():
-        try:
-            installed[requirement.name] = found = version(requirement.name)
-            if not requirement.specifier.contains(found, prereleases=True):
-                broken.append(f"{requirement.name} {found} is not {requirement.specifier}")
-        except PackageNotFoundError:
-            broken.append(f"{requirement.name} is not installed")
+    installed = _installed()
+    broken = untested()
     others = _other_than_tested(installed)
     figure = ", ".join(
         [f"python {platform.python_version()}", *(f"{name} {installed.get(name, 'none')}" for name in _SHOWN)]
@@ -36,6 +31,8 @@ def versions() -> Finding:
     if broken:
         way_out = "uv pip install -c constraints.txt -e ."
         return Finding("versions", Status.FAIL, f"{figure}; {', '.join(broken)}", way_out, details)
+    if unloaded := memory_efficient.obstacle():
+        return Finding("versions", Status.WARN, f"{figure}; {unloaded.reason}", unloaded.fix, details)
     if others:
         way_out = "install the set that is tested together: uv pip install -c constraints.txt -e ."
         return Finding("versions", Status.WARN, f"{figure}; {', '.join(others)}", way_out, details)
@@ -77,14 +74,13 @@ def _refusal_of_server() -> str | None:
     return None
 
 
-def _requirements() -> list[Requirement]:
-    """Return what the installed package requires here."""
-    try:
-        lines = requires("dit_scale") or []
-    except PackageNotFoundError:
-        return []
-    needed = [Requirement(line) for line in lines]
-    return [need for need in needed if need.marker is None or need.marker.evaluate({"extra": ""})]
+def _installed() -> dict[str, str]:
+    """Return the version of each package that dit_scale requires here and that is installed."""
+    found = {}
+    for need in requirements():
+        with suppress(PackageNotFoundError):
+            found[need.name] = version(need.name)
+    return found
 
 
 def _other_than_tested(installed: dict[str, str]) -> list[str]:

@@ -3,21 +3,33 @@
 Nothing is locked and nothing is written: a run may go on meanwhile. A torn last line does not count.
 """
 
-import json
+import logging
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, cast
 
+from dit_scale.documents import Misfit, parsed, parsed_or_none
 from dit_scale.errors import InputError
-from dit_scale.training.history import DONE, Attempt, read_history
+from dit_scale.training.history import DONE, Attempt, Step, read_history
 from dit_scale.training.run_log import METRICS, VALIDATION
+
+log = logging.getLogger(__name__)
 
 MOST_POINTS = 2000
 """Of a curve; each stands for as many steps as it takes."""
 _MEANS = ("learning_rate", "images_per_second", "mfu", "data_seconds", "compute_seconds", "save_seconds")
 _WITH_EXTREMES = ("loss", "grad_norm")
+
+
+class _Line(Step):
+    time: NotRequired[float | None]
+    step_seconds: NotRequired[float]
+
+
+class _Evaluation(Step):
+    metrics: dict[str, float]
 
 
 @dataclass
@@ -131,15 +143,13 @@ def _read_validation(path: Path) -> Curve:
 
 
 def _read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Return the results of evaluations by step; what is not one is passed over."""
+    """Return the results of evaluations by step; what is not one is told and skipped."""
     found = []
     for path in sorted(folder.glob("step-*.json")):
         try:
-            result = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        if isinstance(result, dict) and isinstance(result.get("metrics"), dict) and isinstance(result.get("step"), int):
-            found.append(result)
+            found.append(cast(dict[str, Any], parsed(path.read_bytes(), _Evaluation)))
+        except (OSError, Misfit) as error:
+            log.warning("'%s' is not a result of an evaluation (%s): the report is without it", path, error)
     return found
 
 
@@ -147,12 +157,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the whole lines that tell of a step."""
     with path.open("rb") as file:
         for line in file:
-            try:
-                value = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                continue
-            if isinstance(value, dict) and isinstance(value.get("step"), int):
-                yield value
+            value = parsed_or_none(line, _Line) if line.endswith(b"\n") else None
+            if value is not None:
+                yield cast(dict[str, Any], value)
 
 
 def _count_lines(path: Path) -> int:

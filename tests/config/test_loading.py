@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dit_scale.config import Config, EncodeConfig, config_from, describe, load_config, resolved, to_yaml
+from dit_scale.config import Config, EncodeConfig, config_from, load_config, resolved, to_yaml
 from dit_scale.errors import InputError
 
 NEEDED = ["run_dir=r", "data.path=d"]
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 RECIPES = [path for path in CONFIGS if not path.stem.endswith("chain")]
 
 
@@ -28,11 +28,15 @@ def test_overrides_win_over_the_file_and_round_trip(tmp_path: Path) -> None:
         ("train.stepz=4", "unknown key 'train.stepz'; did you mean 'steps'"),
         ("trian.steps=4", "unknown key 'trian'; did you mean 'train'"),
         ("steps=4", "unknown key 'steps'; did you mean 'train.steps'"),
-        ("train.steps=many", "'train.steps': Value 'many'"),
-        ("engine.zero_stage=5", "expected one of [0, 1, 2, 3]"),
+        ("train.steps=many", "train.steps=many is not a whole number; give a whole number of 1 or more"),
+        ("engine.zero_stage=5", "engine.zero_stage=5 is not known; choose one of 0, 1, 2, 3"),
         ("train.steps=0", "train.steps=0"),
         ("train.global_batch_size=-4", "train.global_batch_size=-4"),
         ("train.ema_decay=1.5", "train.ema_decay=1.5"),
+        ("wandb.mode=ofline", "wandb.mode=ofline is not known; did you mean 'offline'?"),
+        ("engine.compile=maybe", "engine.compile=maybe is not true or false; give one of them"),
+        ("train=3", "train=3 is not a section; give a key of it, such as train.steps=…"),
+        ("data.path={a: 1", "override 'data.path={a: 1' cannot be read (expected ',' or '}'"),
         ("--foo", "not of the form key.sub=value"),
     ],
 )
@@ -57,10 +61,3 @@ def test_a_missing_file_is_named() -> None:
 def test_every_recipe_loads(path: Path) -> None:
     schema, needed = (EncodeConfig, ["source.path=s", "output=o"]) if path.stem.endswith("encode") else (Config, NEEDED)
     load_config(schema, path, needed)  # type: ignore[arg-type]
-
-
-def test_help_says_a_sentence_about_every_setting() -> None:
-    for schema in (Config, EncodeConfig):
-        lines = describe(schema).splitlines()
-        assert len(lines) > 20
-        assert all(sentence.strip().endswith(".") for sentence in lines[1::2])

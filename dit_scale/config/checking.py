@@ -1,0 +1,117 @@
+"""Whether settings can be right: numbers in range, keys with an effect, and rules between fields."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from dit_scale.config.fields import Range, Spell, When, noun_of, numbers_in, shown, unwrap
+from dit_scale.errors import InputError
+
+T = TypeVar("T")
+
+
+def check_values(config: Any, spell: Spell = str) -> None:
+    """Raise InputError for a number out of its field's range, or an empty text."""
+    for section, key in sections(config):
+        for entry in fields(section):
+            value, where = getattr(section, entry.name), f"{key}{entry.name}"
+            if value == "" and entry.default != "":
+                raise InputError(f"{spell(where)}= is empty; give text{', or null' if unwrap(entry.type)[1] else ''}")
+            limits: Range | None = entry.metadata.get("range")
+            for place, number in numbers_in(value, where) if limits is not None else ():
+                if not limits.holds(number):  # type: ignore[union-attr]
+                    raise _out_of_range(spell(place), number, entry, limits)  # type: ignore[arg-type]
+
+
+def check_together(config: Any, spell: Spell = str) -> None:
+    """Raise InputError where settings do not fit each other, as each section knows of its own."""
+    for section, key in sections(config):
+        if hasattr(section, "check_together"):
+            section.check_together(lambda name, key=key: spell(f"{key}{name}"))
+
+
+def sections(config: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
+    """Yield a section and those in it, each with what stands before its fields' names."""
+    yield config, prefix
+    for entry in fields(config):
+        if is_dataclass(value := getattr(config, entry.name)):
+            yield from sections(value, f"{prefix}{entry.name}.")
+
+
+def check_used(config: T, given: Mapping[str, int], prefix: str = "") -> T:
+    """Return settings without those that have no effect, which become their defaults.
+
+    ``given`` says in which place each key was given: 1 the file, 2 the command line, 0 nowhere. Raises InputError where
+    a key that has no effect was given beside, or after, the choice that makes it so; a later choice drops it.
+    """
+    places = dict(given)
+    while found := next(_unused(config, prefix), None):
+        section, key, entry, condition = found
+        controller = f"{key}{condition.name}"
+        place = places.get(key + entry.name, 0)
+        if place and place >= places.get(controller, 0):
+            raise _without_effect(section, key, entry, condition)
+        places[key + entry.name] = places.get(controller, 0)
+        config = _with_default(config, (key.removeprefix(prefix) + entry.name).split("."))
+    return config
+
+
+def used(config: T) -> T:
+    """Return settings in which what has no effect is its default."""
+    return check_used(config, {})
+
+
+def refuse_unused(section: Any, key: str) -> None:
+    """Raise InputError where a section, made without a file, holds what has no effect in it."""
+    prefix = f"{key}."
+    check_used(section, {f"{prefix}{entry.name}": 1 for entry in fields(section)}, prefix)
+
+
+def unused_names(section: Any) -> set[str]:
+    """Return the names of a section's fields that have no effect with its choices, whatever their values."""
+    return {entry.name for entry in fields(section) for _ in _broken(section, entry)}
+
+
+def _unused(config: Any, prefix: str) -> Iterator[tuple[Any, str, Field[Any], When]]:
+    """Yield what is not at its default and has no effect."""
+    for section, key in sections(config, prefix):
+        for entry in fields(section):
+            if getattr(section, entry.name) != _default(entry):
+                for condition in _broken(section, entry):
+                    yield section, key, entry, condition
+
+
+def _broken(section: Any, entry: Field[Any]) -> Iterator[When]:
+    """Yield the conditions of a field that do not hold: its own, and its section's."""
+    for condition in (entry.metadata.get("only_if"), getattr(section, "only_if", None)):
+        if condition is not None and condition.name != entry.name and not condition.holds(section):
+            yield condition
+
+
+def _default(entry: Field[Any]) -> Any:
+    return entry.default_factory() if callable(entry.default_factory) else entry.default
+
+
+def _with_default(config: Any, names: list[str]) -> Any:
+    name, *rest = names
+    if rest:
+        return replace(config, **{name: _with_default(getattr(config, name), rest)})
+    entry = next(entry for entry in fields(config) if entry.name == name)
+    return replace(config, **{name: _default(entry)})
+
+
+def _without_effect(section: Any, key: str, entry: Field[Any], condition: When) -> InputError:
+    value, choice = shown(getattr(section, entry.name)), shown(getattr(section, condition.name))
+    return InputError(
+        f"{key}{entry.name}={value} has no effect with {key}{condition.name}={choice}; leave it out, or give "
+        f"{condition.advice(f'{key}{condition.name}')}"
+    )
+
+
+def _out_of_range(key: str, number: float, entry: Field[Any], limits: Range) -> InputError:
+    kind, is_optional = unwrap(entry.type)
+    what = "is not a number" if math.isnan(number) else "is not finite" if math.isinf(number) else "is out of range"
+    advice = limits.advice(noun_of(int if "int" in str(kind) else float))
+    null = ", or null" if is_optional and kind in (int, float) else ""
+    return InputError(f"{key}={shown(number)} {what}; give {advice}{null}")

@@ -1,0 +1,52 @@
+"""Every setting of the network and of what it learns, with its default, its range and a sentence about it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dit_scale.config.fields import number, setting, when
+
+_GAUSSIAN, _FLOW, _LOGIT_NORMAL = (
+    when("name", "gaussian"),
+    when("name", "flow"),
+    when("time_distribution", "logit_normal"),
+)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "DiT-XL/2"
+    """A preset, DiT-{S,B,L,XL}/{2,4,8} or DiT-{1.5B,3B,7B}/2, or `custom` with the four fields below."""
+    patch_size: int | None = number(None, at_least=1)
+    """Side of a patch in latent pixels; null takes the preset's."""
+    hidden_size: int | None = number(None, at_least=1)
+    """Width of a token; null takes the preset's."""
+    depth: int | None = number(None, at_least=1)
+    """Transformer blocks; null takes the preset's."""
+    num_heads: int | None = number(None, at_least=1)
+    """Attention heads; null takes the preset's."""
+    mlp_ratio: float = number(4.0, above=0)
+    """Width of the MLP over the width of a token."""
+    label_dropout: float = number(0.1, at_least=0, below=1)
+    """Probability with which a label is replaced by the null label in training."""
+    learn_sigma: bool = True
+    """Predict the variance, too: twice the output channels."""
+    attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "cudnn-padded", "flash-padded", "matmul"] = "auto"
+    """Attention kernel: the fastest that is found (RUN/attention.json), or one by name; padded ones fill up heads."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    name: Literal["gaussian", "flow"] = "gaussian"
+    """Objective: Gaussian diffusion (DDPM) or flow matching (rectified flow, SiT)."""
+    num_timesteps: int = number(1000, at_least=1, only_if=_GAUSSIAN)
+    """Steps of the discrete schedule."""
+    schedule: Literal["linear", "cosine"] = setting("linear", only_if=_GAUSSIAN)
+    """Noise schedule."""
+    prediction: Literal["epsilon", "v", "x0"] = setting("epsilon", only_if=_GAUSSIAN)
+    """What the network predicts; a flow predicts velocity."""
+    time_distribution: Literal["uniform", "logit_normal"] = setting("uniform", only_if=_FLOW)
+    """How training times are drawn."""
+    logit_mean: float = number(0.0, only_if=_LOGIT_NORMAL)
+    """Mean of the logit of t."""
+    logit_std: float = number(1.0, above=0, only_if=_LOGIT_NORMAL)
+    """Standard deviation of the logit of t."""

@@ -1,0 +1,73 @@
+"""Every field of every schema, so that a new one is found by the tests that walk over them."""
+
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, fields, is_dataclass
+from typing import Any, get_args
+
+import pytest
+
+from dit_scale.config import Config, EncodeConfig, SampleConfig
+from dit_scale.config.fields import unwrap
+from dit_scale.tools.submit import Chain
+
+SCHEMAS: dict[type, list[str]] = {
+    Config: ["run_dir=r", "data.path=d"],
+    EncodeConfig: ["source.path=s", "output=o"],
+    Chain: ["encode.command=c", "train.command=c", "sample.command=c", "evaluate.command=c"],
+    SampleConfig: [],
+}
+"""With what each must be given."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A field and where it is."""
+
+    schema: type
+    key: str
+    entry: Field[Any]
+    section: type
+
+    @property
+    def needed(self) -> list[str]:
+        """Overrides with which the field may be given."""
+        prefix = self.key.removesuffix(self.entry.name)
+        needed = [word for word in SCHEMAS[self.schema] if not word.startswith(f"{self.key}=")]
+        entry, own = self.entry, {entry.name: entry for entry in fields(self.section)}
+        conditions = [entry.metadata.get("only_if"), getattr(self.section, "only_if", None)]
+        while conditions:
+            condition = conditions.pop()
+            if condition is None or condition.name == entry.name:
+                continue
+            controller = own[condition.name]
+            if controller.default not in condition.values and not (
+                condition.but and controller.default not in condition.but
+            ):
+                needed.append(f"{prefix}{condition.name}={str(condition.values[0] if condition.values else 1).lower()}")
+            conditions.append(controller.metadata.get("only_if"))
+        return needed
+
+
+def places() -> Iterator[Place]:
+    """Yield every field that is no section."""
+    for schema in SCHEMAS:
+        yield from _places(schema, schema, "")
+
+
+def parametrized(chosen: Iterator[Place]) -> Any:
+    """Return a parametrization over places."""
+    return pytest.mark.parametrize("place", [pytest.param(p, id=f"{p.schema.__name__}:{p.key}") for p in chosen])
+
+
+def parts(kind: Any) -> set[Any]:
+    """Return a type and all those in it."""
+    return {kind}.union(*(parts(part) for part in get_args(kind))) if get_args(kind) else {kind}
+
+
+def _places(schema: type, section: type, prefix: str) -> Iterator[Place]:
+    for entry in fields(section):
+        kind, _ = unwrap(entry.type)
+        if is_dataclass(kind):
+            yield from _places(schema, kind, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+        else:
+            yield Place(schema, f"{prefix}{entry.name}", entry, section)
