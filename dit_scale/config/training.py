@@ -207,11 +207,11 @@ class WatchdogConfig:
 @dataclass(frozen=True)
 class WandbConfig:
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Auto is online where an API key is found, else offline."""
+    """Auto is what WANDB_MODE says, else online where an API key is found, else offline."""
     project: str = setting("dit_scale", only_if=unless("mode", "disabled"))
-    """Project on wandb."""
+    """Project on wandb; WANDB_PROJECT wins over the default."""
     name: str | None = setting(None, only_if=unless("mode", "disabled"))
-    """Name of the run; null takes the run folder's."""
+    """Name of the run; null takes WANDB_NAME, else the run folder's."""
 
 
 @dataclass(frozen=True)
