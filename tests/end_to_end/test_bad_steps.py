@@ -13,6 +13,8 @@ from tests.end_to_end.runs import STEPS, lines, settings
 from tests.launch import run
 
 KEY = "0000000003"
+SPIKE_AT_21 = ["seed=1", "train.spike_factor=1.1"]
+"""The first update that is judged: with this seed its gradient is a third above the median of those before."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_going_back_comes_to_the_same_state(poisoned: Path, skipped: Path, tmp_p
 
 def test_with_nothing_to_go_back_to_the_run_goes_on_and_is_saved(shards: Path, tmp_path: Path) -> None:
     """The last step is the first one that is judged."""
-    overrides = ["train.spike_factor=0.5", "train.steps=21", "train.on_bad_step=roll_back"]
+    overrides = [*SPIKE_AT_21, "train.steps=21", "train.on_bad_step=roll_back"]
     result = run([*settings(shards, tmp_path / "run", *overrides), "checkpoint.every_steps=1000"])
     assert "no checkpoint to go back to from step 21: only its update is left out" in result.stderr
     assert (tmp_path / "run" / "checkpoints" / "step-00000021" / "manifest.json").is_file()
@@ -87,9 +89,8 @@ def test_enough_is_enough(poisoned: Path, tmp_path: Path, override: str) -> None
 
 
 def test_a_spike_is_left_out(shards: Path, tmp_path: Path) -> None:
-    """The first update that is judged is above half the median of those before."""
-    run(settings(shards, tmp_path / "run", "train.spike_factor=0.5", "train.steps=22"))
+    run(settings(shards, tmp_path / "run", *SPIKE_AT_21, "train.steps=22"))
     (first, *_) = lines(tmp_path / "run" / "bad-steps.jsonl")
     assert first["step"] == 21
-    assert "0.5 times the median" in first["reason"]
+    assert "1.1 times the median" in first["reason"]
     assert lines(tmp_path / "run" / "metrics.jsonl")[20]["skipped"]

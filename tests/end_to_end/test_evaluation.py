@@ -90,10 +90,9 @@ def test_it_draws_what_sample_draws_with_the_same_settings(
     told, sampled = ours["protocol"]["samples"]["protocol"], json.loads((out / "protocol.json").read_text())
     for key, value in (protocol | {"solver": "heun", "num_sampling_steps": 4, "cfg_scale": 8.0, "seed": 0}).items():
         assert told[key] == sampled[key] == value
+    images_before = {path.name: path.read_bytes() for path in (out / "images").iterdir()}
     run(["sample", run_dir, *common, *options[:2], *options[4:], "--overwrite"])  # without the interval
-    run(["evaluate", out, images, "--batch-size", 8])
-    other = json.loads((out / "evaluation.json").read_text())
-    assert other["metrics"][DISTANCE] != pytest.approx(ours["metrics"][DISTANCE], rel=1e-5)
+    assert any(images_before[path.name] != path.read_bytes() for path in (out / "images").iterdir())
 
 
 def test_the_best_checkpoint_by_an_evaluation_stays(

@@ -147,14 +147,18 @@ def test_mistakes_are_refused(trained: Path, tmp_path: Path) -> None:
         (["--classes", "3"], "a number below 3"),
         (["--solver", "nonsense"], "solver 'nonsense' is unknown"),
         (["--solver-option", "momentum=1"], "does not know momentum"),
-        (["--solver-option", "eta"], "is not a name and a number"),
+        (["--solver-option", "eta"], "is not of the form NAME=X"),
+        (["--cfg-scale", "nan"], "--cfg-scale=nan is not a number; give a number of 0 or more"),
+        (["--cfg-scale", 2, "--guidance-channels", 5], "guidance of 5 channels does not suit a latent of 4"),
         (["--guidance-interval", "0.5,0.2", "--cfg-scale", 2], "does not rise from 0"),
         (["--grid-over", "cfg=1,2"], "--grid-over knows no 'cfg'"),
-        (["--grid-over", "seed=a"], "is not a number"),
+        (["--grid-over", "seed=a"], "--grid-over seed=a is not a whole number"),
+        (["--grid-over", "cfg-scale=1,nan"], "--grid-over cfg-scale=nan is not a number"),
     ):
         result = run(["sample", trained, "--out", tmp_path / "out", *options], check=False)
         assert result.returncode == 2, options
         assert sentence in result.stderr
+        assert not (tmp_path / "out").exists()
 
 
 def test_an_archive_is_written_within_bounded_memory(tmp_path: Path) -> None:
