@@ -126,7 +126,7 @@ class Dashboard:
             config=resolved(self._config),
             settings=wandb.Settings(
                 silent=os.environ.get("WANDB_SILENT", "true").lower() != "false",
-                init_timeout=_seconds("init_timeout", _INIT_SECONDS),
+                init_timeout=_seconds("init_timeout", _INIT_SECONDS) if mode == "online" else _INIT_SECONDS,
                 finish_timeout=_seconds("finish_timeout", _FINISH_SECONDS),
                 finish_timeout_raises=True,
             ),

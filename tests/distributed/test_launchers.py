@@ -17,7 +17,7 @@ def test_the_documents_start_torchrun_in_one_way() -> None:
     commands = [
         found
         for text in texts.values()
-        for found in re.findall(r"torchrun\"? [^|`;#]*?-m\s+dit_scale", text, re.DOTALL)
+        for found in re.findall(r"torchrun\"?\s[^|`;#]*?-m\s+dit_scale", text, re.DOTALL)
     ]
     assert len(commands) >= 5
     assert [wrong for wrong in commands if FORM not in " ".join(wrong.split())] == []

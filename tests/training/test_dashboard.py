@@ -1,6 +1,7 @@
 """wandb, the real library: whatever befalls it ends no run, is told once, and the environment's settings hold."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from dit_scale.config import Config, WandbConfig, load_config
 from dit_scale.distributed.runtime import World
+from dit_scale.training import dashboard
 from dit_scale.training.conveniences import Conveniences
 from dit_scale.training.dashboard import Dashboard, wandb_mode
 from dit_scale.training.history import read_history, write_start
@@ -22,13 +24,11 @@ NOBODY = "http://127.0.0.1:9"
 
 @pytest.fixture(autouse=True)
 def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A home without a key, short limits, and a key in the environment."""
+    """A home without a key, one in the environment, and no server."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
-    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     monkeypatch.setenv("WANDB_BASE_URL", NOBODY)
     return "WANDB_API_KEY"
@@ -39,16 +39,16 @@ def log_a_run(run_dir: Path, *overrides: str, meanwhile: Callable[[], None] = la
     run_dir.mkdir(exist_ok=True)
     write_start(run_dir, World(), 0)
     config = load_config(Config, "quickstart", [f"run_dir={run_dir}", "data.path=none", *overrides])
-    dashboard = Dashboard(config, run_dir, Conveniences(run_dir, World()))
+    logged = Dashboard(config, run_dir, Conveniences(run_dir, World()))
     runs: list[Any] = []
-    dashboard._ask(runs.append)
-    dashboard.log({"step": 1, "loss": 1.0})
+    logged._ask(runs.append)
+    logged.log({"step": 1, "loss": 1.0})
     deadline = time.monotonic() + 60
-    while not runs and dashboard._thread.is_alive() and time.monotonic() < deadline:
+    while not runs and logged._thread.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
     meanwhile()
-    dashboard.log({"step": 2, "loss": 1.0})
-    dashboard.close()
+    logged.log({"step": 2, "loss": 1.0})
+    logged.close()
     return runs[0] if runs else None
 
 
@@ -62,7 +62,10 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [message for name, _, message in caplog.record_tuples if name.startswith("dit_scale.")]
 
 
-def test_a_server_out_of_reach_makes_the_run_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_out_of_reach_makes_the_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     caplog.set_level("INFO", "dit_scale")
     run = log_a_run(tmp_path / "run")
     (trouble,) = troubles(tmp_path / "run")
@@ -94,7 +97,6 @@ def test_a_key_that_cannot_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_server_that_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "30")
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         assert not log_a_run(tmp_path / "run").offline
@@ -107,7 +109,7 @@ def test_a_server_that_is_gone_in_the_middle(
     caplog.set_level("INFO", "dit_scale")
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "30")
+        monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
         log_a_run(tmp_path / "run", meanwhile=server.go)
     assert troubles(tmp_path / "run") == ["wandb: TimeoutError: Timed out finishing run."]
     assert "wandb sync " in said(caplog)[-1]
@@ -116,11 +118,9 @@ def test_a_server_that_is_gone_in_the_middle(
 @pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGSTOP"])
 def test_its_process_is_killed_or_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_name: str) -> None:
     """A frozen one answers nothing: what waits for it is given up."""
-    import signal
-
-    from dit_scale.training import dashboard
-
-    monkeypatch.setattr(dashboard, "_SPARE_SECONDS", 0.0)
+    if signal_name == "SIGSTOP":
+        for name in ("_INIT_SECONDS", "_FINISH_SECONDS", "_SPARE_SECONDS"):
+            monkeypatch.setattr(dashboard, name, 1.0)
     hurt: list[psutil.Process] = []
 
     def meanwhile() -> None:
@@ -132,10 +132,9 @@ def test_its_process_is_killed_or_frozen(tmp_path: Path, monkeypatch: pytest.Mon
     for child in hurt:
         child.kill()
     assert hurt
-    (trouble,) = troubles(tmp_path / "run")
-    assert trouble.startswith(
-        "wandb: ConnectionResetError" if signal_name == "SIGKILL" else "wandb: TimeoutError: it did"
-    )
+    (trouble,) = troubles(tmp_path / "run")  # a killed one fails at once, in one of several ways
+    assert trouble.startswith("wandb: ")
+    assert ("it did not end within 3 s" in trouble) == (signal_name == "SIGSTOP")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
