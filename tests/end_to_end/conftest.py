@@ -54,13 +54,14 @@ def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run_dir
 
 
-def encode_settings(images: Path, output: Path) -> list[str]:
+def encode_settings(images: Path, output: Path, autoencoder: object = None) -> list[str]:
+    """Return settings for a small PCA codec, fitted here, or for another autoencoder."""
+    codec = ["autoencoder.pca_patch_size=4", "autoencoder.pca_channels=4"]
     return [
         f"source.path={images}",
         f"output={output}",
         "image_size=32",
-        "autoencoder.pca_patch_size=4",
-        "autoencoder.pca_channels=4",
+        *(codec if autoencoder is None else [f"autoencoder.name={autoencoder}"]),
         "shard_records=16",
         "batch_size=8",
         "decode_workers=0",

@@ -80,7 +80,7 @@ def test_an_image_that_does_not_decode(images: Path, tmp_path: Path) -> None:
 
 
 def test_an_autoencoder_that_cannot_be_found(images: Path, tmp_path: Path) -> None:
-    settings = [*encode_settings(images, tmp_path / "out"), f"autoencoder.name={tmp_path / 'nowhere'}"]
+    settings = encode_settings(images, tmp_path / "out", tmp_path / "nowhere")
     said = refused("encode", "quickstart-encode", *settings)
     assert "nowhere" in said
     assert "pca" in said

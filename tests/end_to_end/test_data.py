@@ -19,7 +19,7 @@ def more(images: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Another folder, of the same autoencoder, with a class more and a class in common."""
     folder = tmp_path_factory.mktemp("more")
     images = draw_images(folder / "images", ("squares", "wedges"))
-    run(["encode", "quickstart-encode", *encode_settings(images, folder / "others"), f"autoencoder.name={shards}"])
+    run(["encode", "quickstart-encode", *encode_settings(images, folder / "others", shards)])
     return folder / "others"
 
 
