@@ -150,8 +150,7 @@ def other(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Other images by the same autoencoder: a shard less, and nothing in common but the names of the files."""
     folder = tmp_path_factory.mktemp("verify-other")
     images = draw_images(folder / "images", ("wedges", "squares"))
-    same = [setting for setting in encode_settings(images, folder / "shards") if not setting.startswith("autoencoder.")]
-    main(["encode", "quickstart-encode", *same, f"autoencoder.name={whole}"])
+    main(["encode", "quickstart-encode", *encode_settings(images, folder / "shards", whole)])
     return folder / "shards"
 
 
