@@ -13,11 +13,11 @@ from statistics import median
 
 import torch
 
+from dit_scale.bench.loop import Loop
 from dit_scale.config import EngineConfig
 from dit_scale.distributed.runtime import World, process_group, set_threads
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
-from dit_scale.tools.bench.loop import Loop
 
 STEPS = 40
 

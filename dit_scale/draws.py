@@ -74,14 +74,14 @@ def uniform(seed: int, stream: Stream, positions: Tensor) -> Tensor:
     return _shift_right(_bits(seed, stream, positions, 1, 0)[:, 0], 11).double() * 2.0**-53
 
 
-def normal(seed: int, stream: Stream, positions: Tensor, shape: tuple[int, ...], *, chapter: int = 0) -> Tensor:
+def normal(seed: int, stream: Stream, positions: Tensor, shape: tuple[int, ...], *, counter_offset: int = 0) -> Tensor:
     """Draw a standard normal float32 tensor [N, *shape], one record of ``shape`` for each int64 position.
 
-    ``chapter`` counts further tensors for the same position (a solver's step). Box and Muller (1958).
+    ``counter_offset`` counts further tensors for the same position (a solver's step). Box and Muller (1958).
     """
     numel = math.prod(shape)
     pairs = (numel + 1) // 2
-    bits = _bits(seed, stream, positions, pairs, chapter * pairs)
+    bits = _bits(seed, stream, positions, pairs, counter_offset * pairs)
     radius = torch.sqrt(-2.0 * torch.log((_shift_right(bits, 32).double() + 0.5) * 2.0**-32))
     angle = (bits & 0xFFFFFFFF).double() * (2.0 * math.pi * 2.0**-32)
     both = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)

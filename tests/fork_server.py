@@ -23,8 +23,8 @@ _HEAVY = (
     "diffusers.models.autoencoders.autoencoder_kl",
     "matplotlib.pyplot",
     "dit_scale.sampling.job",
-    "dit_scale.tools.doctor",
-    "dit_scale.tools.importing",
+    "dit_scale.doctor",
+    "dit_scale.interop.importing",
     "dit_scale.training.trainer",
     "preprocessing.encode",
 )

@@ -18,7 +18,7 @@ import pytest
 
 from dit_scale.cli import _parser
 from dit_scale.config import Config, EncodeConfig
-from dit_scale.tools.submit import Chain
+from dit_scale.jobs.submit import Chain
 from tests.launch import ROOT
 from tests.reach import Code, Module, Unit
 
@@ -59,10 +59,10 @@ EXCEPTIONS = {
     ("dit_scale.diffusion.gaussian", "learn_sigma"): "an argument in Python",
     ("dit_scale.evaluation.extractors", "--features"): "a run gives weights or nothing, never a name",
     ("dit_scale.evaluation.extractors", "--weights"): "the same",
-    ("dit_scale.tools.exporting", "model.label_dropout"): "says how the run was trained; the advice follows it",
-    ("dit_scale.tools.exporting", "model.mlp_ratio"): "the same",
-    ("dit_scale.tools.submit", "--num-samples"): "the command line of a stage",
-    ("dit_scale.tools.submit", "--out"): "the command line of a stage",
+    ("dit_scale.interop.exporting", "model.label_dropout"): "says how the run was trained; the advice follows it",
+    ("dit_scale.interop.exporting", "model.mlp_ratio"): "the same",
+    ("dit_scale.jobs.submit", "--num-samples"): "the command line of a stage",
+    ("dit_scale.jobs.submit", "--out"): "the command line of a stage",
 }
 """Where more is reached by reading than by running, or where a sentence does not advise."""
 
@@ -222,27 +222,27 @@ def test_sentences_are_found_and_reached() -> None:
     sentences = list(_sentences(Code(ROOT, PACKAGES).modules.values()))
     assert sum(bool(doable()._advised(sentence.text)) for sentence in sentences) > 100
     commands = {sentence.module: sentence.commands for sentence in sentences if sentence.commands}
-    assert commands["dit_scale.tools.importing"] == {"import"}
-    assert commands["dit_scale.tools.doctor.hardware"] == {"doctor"}
+    assert commands["dit_scale.interop.importing"] == {"import"}
+    assert commands["dit_scale.doctor.hardware"] == {"doctor"}
     assert commands["dit_scale.autoencoder.convolutional"] > {"encode", "import", "index", "sample"}
 
 
 @pytest.mark.parametrize(
     ("module", "sentence", "complaint"),
     [
-        ("dit_scale.tools.importing", "no heads; give --heads N", "--heads"),
-        ("dit_scale.tools.importing", "no heads; give model.num_heads=N", "model.num_heads"),  # a run's
-        ("dit_scale.tools.importing", "no seed; give --seed 0", "--seed"),  # sample's
+        ("dit_scale.interop.importing", "no heads; give --heads N", "--heads"),
+        ("dit_scale.interop.importing", "no heads; give model.num_heads=N", "model.num_heads"),  # a run's
+        ("dit_scale.interop.importing", "no seed; give --seed 0", "--seed"),  # sample's
         ("dit_scale.autoencoder.convolutional", "no hub; give autoencoder.name=pca", "autoencoder.name"),  # encode's
-        ("dit_scale.distributed.engine", "too much; give engine.zero=3", "engine.zero"),
-        ("dit_scale.distributed.engine", "too slow; give engine.compile=yes", "engine.compile yes"),
-        ("dit_scale.distributed.engine", "too much; give zero_stage=3", "zero_stage"),
-        ("dit_scale.tools.exporting", "too new; export --to npz", "--to npz"),
+        ("dit_scale.zero.engine", "too much; give engine.zero=3", "engine.zero"),
+        ("dit_scale.zero.engine", "too slow; give engine.compile=yes", "engine.compile yes"),
+        ("dit_scale.zero.engine", "too much; give zero_stage=3", "zero_stage"),
+        ("dit_scale.interop.exporting", "too new; export --to npz", "--to npz"),
         ("preprocessing.sources.listing", "no folder; give source.format=tar", "source.format tar"),
         ("dit_scale.data.manifest", "no folder; dit-scale encoder makes one", "dit-scale encoder"),
         ("dit_scale.evaluation.extractors", "no network; pip install 'dit_scale[evaluation]'", "extra evaluation"),
         ("dit_scale.models.linear", "no torchao; pip install torch_ao", "pip install torch_ao"),
-        ("dit_scale.tools.submit", "no site; copy slurm/example.sh", "file slurm/example.sh"),
+        ("dit_scale.jobs.submit", "no site; copy slurm/example.sh", "file slurm/example.sh"),
     ],
 )
 def test_planted_advice_is_found(tmp_path: Path, module: str, sentence: str, complaint: str) -> None:

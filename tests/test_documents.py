@@ -20,15 +20,15 @@ from dit_scale.data.manifest import read_manifest
 from dit_scale.documents import Misfit, parsed
 from dit_scale.errors import InputError
 from dit_scale.evaluation import open_images, own_protocol
+from dit_scale.evaluation.job import evaluate
 from dit_scale.interop.pipeline_folder import read_pipeline
+from dit_scale.jobs.requeue import Limits, decide
+from dit_scale.jobs.status import look
+from dit_scale.report.reading import read_record
 from dit_scale.sampling.protocol import begin_or_go_on
-from dit_scale.tools.evaluate import evaluate
-from dit_scale.tools.report.reading import read_record
-from dit_scale.tools.requeue import Limits, decide
-from dit_scale.tools.status import look
+from dit_scale.supervision.markers import HUNG, STOPPED, read_marker
 from dit_scale.training.bad_steps import FILE_NAME as BAD_STEPS
 from dit_scale.training.bad_steps import _steps_in
-from dit_scale.training.markers import HUNG, STOPPED, read_marker
 from dit_scale.training.metrics import cut_back
 from preprocessing.job import Job
 from preprocessing.planning import join
@@ -254,11 +254,11 @@ def test_no_reader_forgets_the_rule() -> None:
     """Whoever reads JSON does so by ``documents``; what else does has a reason that is written here."""
     exceptions = {
         "dit_scale/documents.py",
-        "dit_scale/training/board.py",  # from a rank of the same run, not from a file
-        "dit_scale/training/hangs.py",  # likewise
+        "dit_scale/supervision/heartbeats.py",  # from a rank of the same run, not from a file
+        "dit_scale/supervision/hangs.py",  # likewise
         "dit_scale/checkpoint/layout.py",  # of its own values, as they will read back
         "dit_scale/checkpoint/retention.py",  # asks for one number, and any trouble is none
-        "dit_scale/tools/doctor/finding.py",  # of its own values
+        "dit_scale/doctor/finding.py",  # of its own values
         "preprocessing/planning.py",  # of its own values
         "preprocessing/sources/lists.py",  # the user's list, line by line, each with a sentence of its own
         "preprocessing/sources/tars.py",  # the user's labels, likewise

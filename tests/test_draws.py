@@ -50,8 +50,8 @@ def test_normals_have_the_moments_of_normals() -> None:
 def test_streams_seeds_and_chapters_are_independent() -> None:
     columns = [draws.uniform(seed, stream, POSITIONS) for seed in (0, 1, 2) for stream in Stream]
     assert (torch.corrcoef(torch.stack(columns)) - torch.eye(len(columns))).abs().max() < 0.04
-    chapters = [draws.normal(0, Stream.STEP_NOISE, POSITIONS, (1,), chapter=c)[:, 0] for c in range(4)]
-    assert (torch.corrcoef(torch.stack(chapters)) - torch.eye(4)).abs().max() < 0.04
+    offsets = [draws.normal(0, Stream.STEP_NOISE, POSITIONS, (1,), counter_offset=c)[:, 0] for c in range(4)]
+    assert (torch.corrcoef(torch.stack(offsets)) - torch.eye(4)).abs().max() < 0.04
 
 
 def test_seeds_of_any_size_are_taken() -> None:
@@ -80,4 +80,6 @@ def test_draws_stay_what_they_were() -> None:
     noise = [[0.8561659455299377, 0.08731599152088165], [0.2734011113643646, 0.19902947545051575]]
     torch.testing.assert_close(draws.normal(3, Stream.NOISE, positions[:2], (2,)), torch.tensor(noise))
     later = [[-0.3215569853782654, 1.5022526979446411], [-0.6291123628616333, 0.12703543901443481]]
-    torch.testing.assert_close(draws.normal(3, Stream.STEP_NOISE, positions[:2], (2,), chapter=5), torch.tensor(later))
+    torch.testing.assert_close(
+        draws.normal(3, Stream.STEP_NOISE, positions[:2], (2,), counter_offset=5), torch.tensor(later)
+    )

@@ -159,8 +159,8 @@ def _add_bench_options(command: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def _bench_step(options: argparse.Namespace) -> None:
+    from dit_scale.bench.step import bench_step
     from dit_scale.config import EngineConfig
-    from dit_scale.tools.bench.step import bench_step
 
     if options.without_deepspeed and options.precision != "fp32":
         raise InputError(f"--without-deepspeed has no master weights for {options.precision}; give --precision fp32")
@@ -186,8 +186,8 @@ def _bench_step(options: argparse.Namespace) -> None:
 
 
 def _bench_sample(options: argparse.Namespace) -> None:
+    from dit_scale.bench.sample import bench_sample
     from dit_scale.config import EngineConfig
-    from dit_scale.tools.bench.sample import bench_sample
 
     bench_sample(
         options.model,
@@ -203,16 +203,16 @@ def _bench_sample(options: argparse.Namespace) -> None:
 
 
 def _bench_attention(options: argparse.Namespace) -> None:
+    from dit_scale.bench.attention import bench_attention
     from dit_scale.config import EngineConfig
-    from dit_scale.tools.bench.attention import bench_attention
 
     engine = EngineConfig(precision=options.precision, compile=options.compile)
     bench_attention(options.model, options.image_size, options.batch_size, engine, options.json)
 
 
 def _bench_feed(options: argparse.Namespace) -> None:
+    from dit_scale.bench.feed import bench_feed
     from dit_scale.config import EngineConfig
-    from dit_scale.tools.bench.feed import bench_feed
 
     if options.image_size != 256:
         raise InputError(f"--image-size {options.image_size} has no shards made for it; leave it at 256")
@@ -221,8 +221,8 @@ def _bench_feed(options: argparse.Namespace) -> None:
 
 
 def _bench_comm(options: argparse.Namespace) -> None:
+    from dit_scale.bench.comm import bench_comm
     from dit_scale.config import EngineConfig
-    from dit_scale.tools.bench.comm import bench_comm
 
     engine = EngineConfig(zero_stage=options.zero_stage, precision=options.precision, compile=options.compile)
     bench_comm(
@@ -237,19 +237,19 @@ def _bench_comm(options: argparse.Namespace) -> None:
 
 
 def _bench_data(options: argparse.Namespace) -> None:
-    from dit_scale.tools.bench.data import bench_data
+    from dit_scale.bench.data import bench_data
 
     mirrors = 2 if options.mirrors == "both" else 1
     bench_data(options.folder, options.records, mirrors, options.rounds, options.json)
 
 
 def _bench_encode(options: argparse.Namespace) -> None:
-    from dit_scale.tools.bench.encode import bench_encode
+    from dit_scale.bench.encode import bench_encode
 
     bench_encode(options.settings, options.images, options.rounds, options.json)
 
 
 def _bench_checkpoint(options: argparse.Namespace) -> None:
-    from dit_scale.tools.bench.checkpoint import bench_checkpoint
+    from dit_scale.bench.checkpoint import bench_checkpoint
 
     bench_checkpoint(options.model, options.folder, options.rounds, options.steps, options.json)

@@ -76,13 +76,13 @@ def _encode(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from dit_scale.tools.verify import verify
+    from preprocessing.verify import verify
 
     verify(options.folder, quick=options.quick, repair=options.repair, overrides=options.overrides)
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from dit_scale.tools.inspect import inspect
+    from preprocessing.inspect import inspect
 
     inspect(options.folder, options.out, options.num_classes, options.images_per_class, options.cache)
 
@@ -94,7 +94,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from dit_scale.tools.index import Description, index
+    from preprocessing.index import Description, index
 
     class_names = read_names(options.class_names, "--class-names") if options.class_names else None
     description = Description(

@@ -45,7 +45,7 @@ def _add_evaluate(commands) -> None:  # type: ignore[no-untyped-def]
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from dit_scale.tools.evaluate import evaluate
+    from dit_scale.evaluation.job import evaluate
 
     evaluate(
         options.samples,

@@ -50,14 +50,14 @@ def _add_import(commands) -> None:  # type: ignore[no-untyped-def]
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dit_scale.tools.exporting import export
+    from dit_scale.interop.exporting import export
 
     export(options.path, options.out, options.to, options.weights)
 
 
 def _import(options: argparse.Namespace) -> None:
+    from dit_scale.interop.importing import Unsaid, import_weights
     from dit_scale.interop.pipeline_folder import Noise
-    from dit_scale.tools.importing import Unsaid, import_weights
 
     unsaid = Unsaid(
         objective=options.objective,

@@ -42,8 +42,8 @@ def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from dit_scale.tools.plan import Request, plan
-    from dit_scale.tools.plan.cluster import Cluster, gpu_named
+    from dit_scale.planning.cluster import Cluster, gpu_named
+    from dit_scale.planning.plan import Request, plan
 
     try:
         config = load_config(Config, options.config, [*options.overrides, *_places(options)])

@@ -7,7 +7,7 @@ from pathlib import Path
 from dit_scale.cli.arguments import add_config_command, positive
 from dit_scale.config import Config, load_config
 from dit_scale.distributed.runtime import World, die_with_parent, max_restarts
-from dit_scale.training.preemption import StopRequest
+from dit_scale.supervision.preemption import StopRequest
 
 
 def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
@@ -78,15 +78,15 @@ def _doctor(options: argparse.Namespace) -> None:
     if World.from_environment().world_size > 1:
         die_with_parent()
     config = load_config(Config, options.config, options.overrides)
-    from dit_scale.tools.doctor import doctor
+    from dit_scale.doctor import doctor
 
     if not doctor(config, options.json):
         sys.exit(2)
 
 
 def _status(options: argparse.Namespace) -> None:
-    from dit_scale.tools.requeue import Limits
-    from dit_scale.tools.status import requeue, status
+    from dit_scale.jobs.requeue import Limits
+    from dit_scale.jobs.status import requeue, status
 
     if options.requeue:
         restarts = options.max_restarts or max_restarts()
@@ -96,7 +96,7 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from dit_scale.tools.report import write_report
+    from dit_scale.report import write_report
 
     out = options.out or options.run_dir / "report.html"
     write_report(options.run_dir, out)
@@ -104,6 +104,6 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _submit(options: argparse.Namespace) -> None:
-    from dit_scale.tools.submit import submit
+    from dit_scale.jobs.submit import submit
 
     submit(options.chain, options.overrides, dry_run=options.dry_run)

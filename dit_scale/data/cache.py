@@ -118,7 +118,7 @@ class Cache:
         """Set room aside for a file while it is fetched; yields whether there is enough (small files need none).
 
         Shards not used for longest make room; those ``spared`` only where others do not suffice and they may be
-        displaced, the last of them first.
+        evicted, the last of them first.
         """
         if self._limit_bytes is None or file.num_bytes == UNKNOWN_BYTES:
             yield True

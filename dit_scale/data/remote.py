@@ -16,7 +16,7 @@ from dit_scale.data.ahead import Ahead
 from dit_scale.data.cache import Cache
 from dit_scale.data.download import Remote, one_line
 from dit_scale.data.manifest import FILE_NAME
-from dit_scale.data.storage import UNKNOWN_BYTES, Descriptor, File, OpenShards, Patience, patiently
+from dit_scale.data.storage import UNKNOWN_BYTES, Descriptor, File, OpenShards, RetryPolicy, with_retries
 from dit_scale.errors import Failure, InputError
 
 log = logging.getLogger(__name__)
@@ -164,11 +164,11 @@ class RemoteStorage(OpenShards):
 
     def _patiently(self, action: Callable[[], _Result], file: File, log_level: int = logging.WARNING) -> _Result:
         sizes: list[int] = []
-        patience = Patience(self._patience_seconds, self._closed, log_level)
-        return patiently(action, lambda error: self._trouble(file, error, sizes), patience)
+        retries = RetryPolicy(self._patience_seconds, self._closed, log_level)
+        return with_retries(action, lambda error: self._trouble(file, error, sizes), retries)
 
     def _trouble(self, file: File, error: Exception, sizes: list[int]) -> str:
-        """Return what went wrong, or raise what no patience mends."""
+        """Return what went wrong, or raise what no retry fixes."""
         where = f"{self.location}/{file.name}"
         if isinstance(error, InputError | Failure):
             raise error

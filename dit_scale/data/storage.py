@@ -66,7 +66,7 @@ def is_remote(path: str | Path) -> bool:
     return REMOTE.fullmatch(str(path)) is not None
 
 
-class Patience:
+class RetryPolicy:
     """Pauses between tries, each longer than the last, until they have taken too long or an event ends them."""
 
     def __init__(self, seconds: float, stop: threading.Event, log_level: int = logging.WARNING):
@@ -86,19 +86,21 @@ class Patience:
         return not self._stop.is_set()
 
 
-def patiently(action: Callable[[], _Result], trouble_of: Callable[[Exception], str], patience: Patience) -> _Result:
-    """Return what ``action`` returns, trying again while it raises; at the end of all patience raises Failure.
+def with_retries(
+    action: Callable[[], _Result], trouble_of: Callable[[Exception], str], retries: RetryPolicy
+) -> _Result:
+    """Return what ``action`` returns, trying again while it raises; in the end raises Failure.
 
-    ``trouble_of`` says what went wrong, or raises what no patience mends.
+    ``trouble_of`` says what went wrong, or raises what no retry fixes.
     """
     while True:
         try:
             return action()
         except Exception as error:
             trouble = trouble_of(error)
-            if not patience.pause(trouble):
+            if not retries.pause(trouble):
                 raise Failure(
-                    f"{trouble}, for {patience.seconds:g} s; look to that storage, then run the same again, "
+                    f"{trouble}, for {retries.seconds:g} s; look to that storage, then run the same again, "
                     f"which goes on where this ended"
                 ) from error
 
@@ -139,10 +141,10 @@ class OpenShards(ABC):
                 return count
         except (KeyError, OSError):
             pass  # not open yet, or no longer what it was
-        return patiently(
+        return with_retries(
             lambda: self._open_and_read(file, buffer, offset),
             lambda error: self._read_trouble(file, error),
-            Patience(self._patience_seconds, self._closed),
+            RetryPolicy(self._patience_seconds, self._closed),
         )
 
     def close(self) -> None:
@@ -208,8 +210,8 @@ class LocalStorage(OpenShards):
         return Descriptor(os.open(self._folder / file.name, os.O_RDONLY))
 
     def _patiently(self, action: Callable[[], _Result], name: str) -> _Result:
-        patience = Patience(self._patience_seconds, self._closed)
-        return patiently(action, lambda error: self._lookup_trouble(name, error), patience)
+        retries = RetryPolicy(self._patience_seconds, self._closed)
+        return with_retries(action, lambda error: self._lookup_trouble(name, error), retries)
 
     def _lookup_trouble(self, name: str, error: Exception) -> str:
         lasting = (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError)

@@ -1,1 +1,1 @@
-"""Ranks and the DeepSpeed engine; nothing else in dit_scale knows an environment variable of a launcher."""
+"""Ranks: who they are, what they compute on, what they tell each other. Only here a launcher's variables are known."""

@@ -127,7 +127,7 @@ def _draw(
     on_step: OnStep | None = None,
 ) -> Tensor:
     def step_noise(step: int) -> Tensor:
-        return draws.normal(settings.seed, Stream.STEP_NOISE, indices, shape, chapter=step)
+        return draws.normal(settings.seed, Stream.STEP_NOISE, indices, shape, counter_offset=step)
 
     return settings.solver_for(objective)(
         objective,

@@ -15,7 +15,7 @@ from dit_scale.files import write_json
 from dit_scale.models import DiT
 from dit_scale.models.attention import BACKENDS
 from dit_scale.models.kernel_timing import AttentionShape, fastest, seconds_of_backends
-from dit_scale.training.conveniences import Conveniences
+from dit_scale.supervision.conveniences import Conveniences
 
 ATTENTION = "attention.json"
 """In a run folder: what each kernel took, and which was chosen; read again where the device and the shape are these."""

@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dit_scale.config import TrainSection
-from dit_scale.distributed.gate import NOTHING_PASSES
 from dit_scale.distributed.runtime import World
 from dit_scale.documents import parsed_or_none
 from dit_scale.errors import NonFinite
-from dit_scale.training.history import Step
+from dit_scale.supervision.history import Step
 from dit_scale.training.metrics import Lines
+from dit_scale.zero.update_guard import NOTHING_PASSES
 
 FILE_NAME = "bad-steps.jsonl"
 

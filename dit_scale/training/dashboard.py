@@ -18,7 +18,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from dit_scale.config import Config, WandbConfig, resolved
-from dit_scale.training.conveniences import Conveniences, Trouble
+from dit_scale.supervision.conveniences import Conveniences, Trouble
 
 Mode = Literal["online", "offline", "disabled"]
 

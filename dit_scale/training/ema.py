@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dit_scale.distributed.fragments import OptimizerState, completed, laid_out
+from dit_scale.distributed.fragments import completed, laid_out
+from dit_scale.zero.optimizer_state import OptimizerState
 
 
 class ShardedEMA:

@@ -15,7 +15,7 @@ from dit_scale.errors import InputError
 from dit_scale.models import DiT
 from dit_scale.recipe import model_of
 from dit_scale.sampling import SamplingSettings, decode, sample_latents
-from dit_scale.training.conveniences import Conveniences
+from dit_scale.supervision.conveniences import Conveniences
 from dit_scale.training.data import autoencoder_folder
 from dit_scale.training.ema import ShardedEMA
 from dit_scale.weights import load_trained

@@ -28,7 +28,7 @@ from dit_scale.evaluation import (
 from dit_scale.files import write_json
 from dit_scale.models import DiT
 from dit_scale.sampling import SamplingSettings, decode
-from dit_scale.training.conveniences import Conveniences
+from dit_scale.supervision.conveniences import Conveniences
 from dit_scale.training.ema import ShardedEMA
 from dit_scale.training.ema_images import EMAImages
 

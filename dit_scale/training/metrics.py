@@ -12,7 +12,7 @@ from typing import Any
 
 from dit_scale.documents import parsed_or_none
 from dit_scale.files import atomic_write, is_full
-from dit_scale.training.history import Step
+from dit_scale.supervision.history import Step
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dit_scale.errors import InputError
 from dit_scale.models import DiT
 from dit_scale.pictures import labelled_grid, write_png
 from dit_scale.sampling import SamplingSettings
-from dit_scale.training.conveniences import Conveniences
+from dit_scale.supervision.conveniences import Conveniences
 from dit_scale.training.ema import ShardedEMA
 from dit_scale.training.ema_images import EMAImages
 

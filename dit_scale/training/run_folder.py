@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dit_scale.checkpoint import Checkpoint
-from dit_scale.config import FIXED_FOR_A_RUN, Config, config_from, get, to_yaml, used
+from dit_scale.config import FIXED_FOR_A_RUN, Config, config_from, get, used
 from dit_scale.errors import InputError
-from dit_scale.files import atomic_write, exclusive_lock, make_writable_folder
-from dit_scale.training.history import LOCK
-from dit_scale.versions import versions
+from dit_scale.files import exclusive_lock, make_writable_folder
+from dit_scale.supervision.history import LOCK
 
 
 @contextmanager
@@ -20,13 +19,6 @@ def only_writer(run_dir: Path) -> Iterator[None]:
     refusal = f"run folder '{run_dir}' is being written by {{holder}}; stop that one or choose another run_dir"
     with exclusive_lock(run_dir / LOCK, refusal):
         yield
-
-
-def write_config(run_dir: Path, config: Config, device: str) -> None:
-    """Write config.yaml: the resolved settings; versions, git commit and what computes as comments above them."""
-    head = [*(f"{name} {number}" for name, number in versions().items()), f"on {device}"]
-    with atomic_write(run_dir / "config.yaml", "w") as file:
-        file.write("".join(f"# {line}\n" for line in head) + to_yaml(config))
 
 
 def check_resume(checkpoint: Checkpoint, config: Config, data: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from dit_scale.config import Config
 from dit_scale.distributed.runtime import World
-from dit_scale.training.conveniences import Conveniences
+from dit_scale.supervision.conveniences import Conveniences
 from dit_scale.training.dashboard import Dashboard
 from dit_scale.training.metrics import Console, Lines, cut_back, say
 

@@ -11,8 +11,8 @@ from dit_scale.checkpoint import Checkpoint, State, content_digests
 from dit_scale.checkpoint.averages import EMA, ema_kind
 from dit_scale.checkpoint.post_hoc import decay_at, gamma_of, power_kind
 from dit_scale.config import TrainSection
-from dit_scale.distributed.fragments import ADAM_MOMENTS, OptimizerState
 from dit_scale.training.ema import ShardedEMA
+from dit_scale.zero.optimizer_state import ADAM_MOMENTS, OptimizerState
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from dit_scale import draws
 from dit_scale.config import TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import Objective
-from dit_scale.distributed.engine import BatchPlan
 from dit_scale.draws import Stream
 from dit_scale.latents import LatentSpec, sample_latent
+from dit_scale.zero.batches import BatchPlan
 
 
 @dataclass(frozen=True)
-class Problem:
+class LossFunction:
     """What is trained: objective, latents and the draws that each image gets."""
 
     objective: Objective
@@ -39,7 +39,7 @@ class Problem:
         return self.objective.loss(denoiser, latent, noise, time, labels).loss
 
 
-def compute_gradient(engine: Any, problem: Problem, batch: Batch, plan: BatchPlan) -> Tensor:
+def compute_gradient(engine: Any, loss_function: LossFunction, batch: Batch, plan: BatchPlan) -> Tensor:
     """Leave the gradient of a global batch in the engine, from this rank's part of it; the next step applies it.
 
     Returns the loss of each of this rank's images, [n], still on the device (0 for a record set aside).
@@ -57,7 +57,7 @@ def compute_gradient(engine: Any, problem: Problem, batch: Batch, plan: BatchPla
             tensor[part].to(engine.device, non_blocking=True)
             for tensor in (batch.moments, batch.labels, batch.positions)
         )
-        losses = problem.loss(denoiser, moments, labels, positions)  # [micro batch]
+        losses = loss_function.loss(denoiser, moments, labels, positions)  # [micro batch]
         losses = losses * is_whole[part].to(engine.device) if batch.damaged else losses
         # DeepSpeed divides by the number of micro steps; the gradient is to be the mean over the rank's images.
         engine.backward(losses.sum() * (plan.gradient_accumulation_steps / plan.batch_size_per_rank))

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from dit_scale.autoencoder import copy_decoder
 from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_good
+from dit_scale.checkpoint.run_config import write_config
 from dit_scale.config import Config, resolved
 from dit_scale.data.loader import Batch
 from dit_scale.distributed.devices import memory_of
-from dit_scale.distributed.engine import DTYPES, build_engine, plan_batches, set_learning_rate
-from dit_scale.distributed.fragments import OptimizerState
-from dit_scale.distributed.gate import NOTHING_PASSES, UpdateGate, Verdict
 from dit_scale.distributed.runtime import (
     World,
     device_of,
@@ -31,30 +29,34 @@ from dit_scale.distributed.transfers import Readback, send
 from dit_scale.errors import NonFinite
 from dit_scale.files import full_disk_explained
 from dit_scale.models import DiT
-from dit_scale.models.flops import peak_flops, training_flops_per_image
+from dit_scale.planning.flops import peak_flops, training_flops_per_image
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
+from dit_scale.supervision.conveniences import Conveniences
+from dit_scale.supervision.history import Recorder
+from dit_scale.supervision.markers import STOPPED, write_marker
+from dit_scale.supervision.out_of_memory import out_of_memory_explained
+from dit_scale.supervision.phases import Phases
+from dit_scale.supervision.preemption import StopRequest, TimeLimit
+from dit_scale.supervision.stragglers import ForwardTime, RankTimes
+from dit_scale.supervision.watchdog import Watchdog
 from dit_scale.training import run_folder
 from dit_scale.training.attention_choice import settle_attention
 from dit_scale.training.bad_steps import FILE_NAME as BAD_STEPS
 from dit_scale.training.bad_steps import BadSteps, watched
-from dit_scale.training.between_steps import BetweenSteps
-from dit_scale.training.conveniences import Conveniences
 from dit_scale.training.data import autoencoder_folder, describe, open_dataset, open_loader
-from dit_scale.training.history import Recorder
 from dit_scale.training.initial import load_initial
-from dit_scale.training.markers import STOPPED, write_marker
-from dit_scale.training.memory import out_of_memory_explained
 from dit_scale.training.metrics import say
-from dit_scale.training.phases import Phases
-from dit_scale.training.preemption import StopRequest, TimeLimit
+from dit_scale.training.periodic import PeriodicTasks
 from dit_scale.training.run_log import RunLog
 from dit_scale.training.saving import Saving
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import Problem, compute_gradient, learning_rate_at
-from dit_scale.training.stragglers import ForwardTime, RankTimes
-from dit_scale.training.watchdog import Watchdog
+from dit_scale.training.step import LossFunction, compute_gradient, learning_rate_at
 from dit_scale.versions import versions
+from dit_scale.zero.batches import plan_batches
+from dit_scale.zero.engine import DTYPES, build_engine, set_learning_rate
+from dit_scale.zero.optimizer_state import OptimizerState
+from dit_scale.zero.update_guard import NOTHING_PASSES, UpdateGuard, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +108,9 @@ class Trainer:
         settle_attention(model, largest, torch.device(device), dtype, self.run_dir, world, self.conveniences)
         self.flops_per_image = training_flops_per_image(model)
         latents = self.dataset.manifest.latents
-        self.problem = Problem(objective, latents, config.seed, config.model.label_dropout, model.null_label)
+        self.loss_function = LossFunction(objective, latents, config.seed, config.model.label_dropout, model.null_label)
         self.engine = build_engine(model, config.engine, config.train, self.plan, world, device)
-        self.gate = UpdateGate(self.engine, config.train.max_grad_norm)
+        self.gate = UpdateGuard(self.engine, config.train.max_grad_norm)
         self.rank_times = RankTimes(world, ForwardTime(self.engine.module), config.log.every_steps)
         train = config.train
         self.state = TrainingState(OptimizerState(self.engine), train)
@@ -117,7 +119,9 @@ class Trainer:
         self.bad_steps = BadSteps(self.run_dir, train, world, grad_norms)
         self.saving = Saving(self.checkpoints, config.checkpoint, world, self.state.part().num_bytes())
         self.time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
-        self.between_steps = BetweenSteps(config, self.dataset, self.problem, world, device, phases, self.conveniences)
+        self.periodic = PeriodicTasks(
+            config, self.dataset, self.loss_function, world, device, phases, self.conveniences
+        )
         self.log = self._prepare_folder()
         self.pending: _Report | None = None
         self.reason: str | None = None
@@ -154,11 +158,11 @@ class Trainer:
 
     def _step(self, batch: Batch, stop: StopRequest) -> None:
         """Take one step: gradient, end of the step before, update; and start summing its numbers over ranks."""
-        losses = compute_gradient(self.engine, self.problem, batch, self.plan)
+        losses = compute_gradient(self.engine, self.loss_function, batch, self.plan)
         if bad := self._settle():
             self.gate.step(NOTHING_PASSES)  # looking into the bad step takes the engine: this gradient is given up
             self._judge_bad_step(bad)
-            losses = compute_gradient(self.engine, self.problem, batch, self.plan)
+            losses = compute_gradient(self.engine, self.loss_function, batch, self.plan)
         done, step = self.position, self.position.step + 1
         rate, limit = learning_rate_at(done.step, self.config.train), self.bad_steps.limit_at(step)
         set_learning_rate(self.engine, rate)
@@ -228,7 +232,7 @@ class Trainer:
         """Find out what is wrong with a step whose update was discarded, and do as the policy says (collective)."""
         step, batch = report.position.step, report.batch
         with watched(self.engine.module) as offender:
-            losses = compute_gradient(self.engine, self.problem, batch, self.plan)
+            losses = compute_gradient(self.engine, self.loss_function, batch, self.plan)
             self.gate.step(NOTHING_PASSES)
         suspects = [key for key, loss in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(loss)]
         what = self.bad_steps.record(step, report.limit, report.verdict.norm, offender(), suspects)
@@ -262,7 +266,7 @@ class Trainer:
 
     def _is_due(self) -> bool:
         """Whether anything follows this step before the next."""
-        return self._is_save_due() or self.between_steps.is_due(self.position.step)
+        return self._is_save_due() or self.periodic.is_due(self.position.step)
 
     def _is_save_due(self) -> bool:
         is_due = self.position.step % self.config.checkpoint.every_steps == 0
@@ -275,11 +279,11 @@ class Trainer:
         """Measure, save and draw, as far as each follows this step (collective); asked to stop, save alone."""
         begun = time.monotonic()
         step, ema, is_stopping = self.position.step, self.state.ema, self.reason is not None
-        measured = {} if is_stopping else self.between_steps.measure(step, self.engine, ema, self.log)
+        measured = {} if is_stopping else self.periodic.measure(step, self.engine, ema, self.log)
         if self._is_save_due():
             self._save(measured)
         if not is_stopping:
-            self.between_steps.draw(step, ema, self.log)
+            self.periodic.draw(step, ema, self.log)
         self.step_ended += time.monotonic() - begun  # nothing of this is part of the next step's time
 
     def _save(self, measured: dict[str, float]) -> None:
@@ -322,9 +326,7 @@ class Trainer:
     def _prepare_folder(self) -> RunLog:
         """Write down what the run is, and open its logs (collective)."""
         if self.world.is_rank_zero:
-            run_folder.write_config(
-                self.run_dir, self.config, f"{self.world.world_size} x {memory_of(self.device).name}"
-            )
+            write_config(self.run_dir, self.config, f"{self.world.world_size} x {memory_of(self.device).name}")
             identity = self.dataset.manifest.autoencoder
             with self.conveniences.attempt("keeping the decoder"):
                 copy_decoder(identity, autoencoder_folder(self.dataset), self.run_dir / AUTOENCODER_FOLDER)

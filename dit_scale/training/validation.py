@@ -10,7 +10,7 @@ import torch.distributed as dist
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
 from dit_scale.distributed.runtime import World
-from dit_scale.training.step import Problem
+from dit_scale.training.step import LossFunction
 
 _SEED = 0x76616C6964  # "valid": apart from the draws of training
 
@@ -18,10 +18,12 @@ _SEED = 0x76616C6964  # "valid": apart from the draws of training
 class Validation:
     """The loss of the model as it stands over records that training never sees."""
 
-    def __init__(self, dataset: LatentDataset, problem: Problem, config: Config, world: World):
+    def __init__(self, dataset: LatentDataset, loss_function: LossFunction, config: Config, world: World):
         self._dataset, self._world = dataset, world
         self._records = dataset.held_out()[: config.validation.num_images]
-        self._problem = replace(problem, seed=problem.seed + _SEED, null_label=None)  # no label is dropped
+        self._loss_function = replace(
+            loss_function, seed=loss_function.seed + _SEED, null_label=None
+        )  # no label is dropped
         self._micro_batch = config.train.micro_batch_size_per_gpu
 
     @property
@@ -42,7 +44,7 @@ class Validation:
                 tensor.to(engine.device)
                 for tensor in (moments, labels, torch.from_numpy(places), torch.from_numpy(is_record))
             )
-            losses = self._problem.loss(lambda x, t, y: engine(x.to(dtype), t, y), moments, labels, positions)
+            losses = self._loss_function.loss(lambda x, t, y: engine(x.to(dtype), t, y), moments, labels, positions)
             total += (losses.double() * counted).sum()
         engine.train()
         dist.all_reduce(total)

@@ -8,7 +8,7 @@ import pytest
 from dit_scale.config import Config, get, load_config
 from dit_scale.config.fields import element, unwrap
 from dit_scale.errors import InputError
-from dit_scale.tools.submit import Chain
+from dit_scale.jobs.submit import Chain
 from tests.config.walk import SCHEMAS, Place, parametrized, places
 
 WORDS = ["2026_11_27", "0042", "1e3", "12:30", "on", "No", "0x1F", "2026-11-27", "1.0", ".5", "nan", "a=b", "true"]

@@ -8,7 +8,7 @@ import pytest
 
 from dit_scale.config import Config, EncodeConfig, SampleConfig
 from dit_scale.config.fields import unwrap
-from dit_scale.tools.submit import Chain
+from dit_scale.jobs.submit import Chain
 
 SCHEMAS: dict[type, list[str]] = {
     Config: ["run_dir=r", "data.path=d"],

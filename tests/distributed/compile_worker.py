@@ -15,12 +15,13 @@ from torch._dynamo.utils import counters
 
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective
-from dit_scale.distributed.engine import build_engine, plan_batches
-from dit_scale.distributed.fragments import OptimizerState
-from dit_scale.distributed.gate import UpdateGate
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import Problem, compute_gradient
+from dit_scale.training.step import LossFunction, compute_gradient
+from dit_scale.zero.batches import plan_batches
+from dit_scale.zero.engine import build_engine
+from dit_scale.zero.optimizer_state import OptimizerState
+from dit_scale.zero.update_guard import UpdateGuard
 from tests.distributed.worker import LATENTS, batch_at, small_model
 
 BATCH, STEPS = 4, 3
@@ -35,10 +36,10 @@ def losses_of(stage: Literal[0, 1, 2, 3], every: int, is_compiled: bool, world: 
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     engine = build_engine(model, engine_config, train, plan, world, "cpu")
     TrainingState(OptimizerState(engine), train).start_from(weights)
-    gate, problem = UpdateGate(engine), Problem(build_objective("gaussian"), LATENTS, 0, 0.5, 5)
+    gate, loss_function = UpdateGuard(engine), LossFunction(build_objective("gaussian"), LATENTS, 0, 0.5, 5)
     losses = []
     for step in range(STEPS):
-        losses.append(compute_gradient(engine, problem, batch_at(step, BATCH, world), plan).mean().item())
+        losses.append(compute_gradient(engine, loss_function, batch_at(step, BATCH, world), plan).mean().item())
         gate.step()
     engine.destroy()
     return losses

@@ -18,13 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective
-from dit_scale.distributed.engine import build_engine, plan_batches
-from dit_scale.distributed.fragments import OptimizerState
-from dit_scale.distributed.gate import NOTHING_PASSES, UpdateGate
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.distributed.transfers import Readback
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import Problem, compute_gradient
+from dit_scale.training.step import LossFunction, compute_gradient
+from dit_scale.zero.batches import plan_batches
+from dit_scale.zero.engine import build_engine
+from dit_scale.zero.optimizer_state import OptimizerState
+from dit_scale.zero.update_guard import NOTHING_PASSES, UpdateGuard
 from tests.distributed.worker import LATENTS, batch_at, small_model, whole_master
 
 BATCH, STEPS = 4, 4
@@ -65,7 +66,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def expected_weights(problem: Problem, world: World, device: str) -> dict[str, Tensor]:
+def expected_weights(loss_function: LossFunction, world: World, device: str) -> dict[str, Tensor]:
     """Return the weights after the steps as plain PyTorch takes them."""
     model = small_model().to(device)
     trained, norms = [parameter for parameter in model.parameters() if parameter.requires_grad], []
@@ -74,7 +75,7 @@ def expected_weights(problem: Problem, world: World, device: str) -> dict[str, T
         batch = batch_at(step, BATCH, world)
         optimizer.zero_grad()
         inputs = (tensor.to(device) for tensor in (batch.moments, batch.labels, batch.positions))
-        problem.loss(model, *inputs).mean().backward()
+        loss_function.loss(model, *inputs).mean().backward()
         norm = nn.utils.clip_grad_norm_(trained, LONGEST)
         norms.append(float(norm))
         if step != DISCARDED:
@@ -84,7 +85,7 @@ def expected_weights(problem: Problem, world: World, device: str) -> dict[str, T
 
 
 def measure(
-    stage: Literal[0, 1, 2, 3], expected: dict[str, Tensor], problem: Problem, world: World, device: str
+    stage: Literal[0, 1, 2, 3], expected: dict[str, Tensor], loss_function: LossFunction, world: World, device: str
 ) -> dict[str, Any]:
     """Take the steps at a stage."""
     train = TrainSection(global_batch_size=BATCH, micro_batch_size_per_gpu=2, learning_rate=1e-3, weight_decay=0.0)
@@ -94,11 +95,11 @@ def measure(
     engine = build_engine(model, EngineConfig(zero_stage=stage, precision="fp32"), train, plan, world, device)
     state = TrainingState(OptimizerState(engine), train)
     state.start_from(weights)
-    gate, verdicts, reads = UpdateGate(engine, LONGEST), [], Reads(device)
+    gate, verdicts, reads = UpdateGuard(engine, LONGEST), [], Reads(device)
     for step in range(STEPS):
         batch = batch_at(step, BATCH, world)
         with reads if step else nullcontext():  # the first one puts tables on the GPU
-            compute_gradient(engine, problem, batch, plan)
+            compute_gradient(engine, loss_function, batch, plan)
             verdicts.append(gate.step(NOTHING_PASSES) if step == DISCARDED else gate.step())
     masters = {name: value.cpu() for name, value in whole_master(state).items()}
     engine.destroy()
@@ -115,10 +116,10 @@ def main(device: str, stages: list[int]) -> None:
     warnings.simplefilter("ignore")
     world = World.from_environment()
     set_threads(world, 1)
-    problem = Problem(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
-    expected = expected_weights(problem, world, device)
+    loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
+    expected = expected_weights(loss_function, world, device)
     with process_group(world, device):
-        found = {stage: measure(stage, expected, problem, world, device) for stage in stages}  # type: ignore[arg-type]
+        found = {stage: measure(stage, expected, loss_function, world, device) for stage in stages}  # type: ignore[arg-type]
     print(json.dumps(found), flush=True)
 
 

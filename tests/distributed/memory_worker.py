@@ -13,14 +13,15 @@ import torch.distributed as dist
 
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective
-from dit_scale.distributed.engine import build_engine, plan_batches
-from dit_scale.distributed.fragments import OptimizerState
-from dit_scale.distributed.gate import UpdateGate
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.models import DiT
-from dit_scale.models.memory import TrainingSetup, estimate_memory
+from dit_scale.planning.memory import TrainingSetup, estimate_memory
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import Problem, compute_gradient
+from dit_scale.training.step import LossFunction, compute_gradient
+from dit_scale.zero.batches import plan_batches
+from dit_scale.zero.engine import build_engine
+from dit_scale.zero.optimizer_state import OptimizerState
+from dit_scale.zero.update_guard import UpdateGuard
 from tests.distributed.worker import LATENTS, batch_at
 
 BATCH, MICRO_BATCH, BUCKET = 8, 2, 100_000
@@ -60,18 +61,18 @@ def measure(stage: Literal[0, 1, 2, 3], precision: Literal["fp32", "bf16"], worl
     state = TrainingState(OptimizerState(engine), train)
     state.start_from(weights)
     del weights
-    gate = UpdateGate(engine)
-    problem, seen = Problem(build_objective("gaussian"), LATENTS, 0, 0.1, 5), []
+    gate = UpdateGuard(engine)
+    loss_function, seen = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, 5), []
     update: Any = engine.step
 
     def step_that_counts() -> None:
         seen.append(live_bytes() - before)
         update()
 
-    compute_gradient(engine, problem, batch_at(0, BATCH, world), plan)
+    compute_gradient(engine, loss_function, batch_at(0, BATCH, world), plan)
     gate.step()  # after it Adam has its moments
     engine.step = step_that_counts
-    compute_gradient(engine, problem, batch_at(1, BATCH, world), plan)
+    compute_gradient(engine, loss_function, batch_at(1, BATCH, world), plan)
     gate.step()
     held = estimate.states + estimate.gradients
     if stage == 3:  # its bucket is never let go

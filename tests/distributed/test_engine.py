@@ -3,10 +3,11 @@
 import pytest
 
 from dit_scale.config import EngineConfig, TrainSection
-from dit_scale.distributed.engine import build_engine, deepspeed_config, plan_batches
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
 from dit_scale.models import DiT
+from dit_scale.zero.batches import plan_batches
+from dit_scale.zero.engine import build_engine, deepspeed_config
 
 
 @pytest.mark.parametrize(("size", "micro", "world"), [(256, 32, 8), (12, 5, 1), (7, 2, 1), (8, 100, 4)])

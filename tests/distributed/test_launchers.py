@@ -33,7 +33,7 @@ def _documents() -> list[Path]:
 
 def test_two_ranks_on_a_host_whose_name_does_not_resolve(tmp_path: Path) -> None:
     shell = 'hostname no-such-host && exec "$@"'
-    words = command([tmp_path], ranks=2, module="tests.training.conveniences_worker")
+    words = command([tmp_path], ranks=2, module="tests.supervision.conveniences_worker")
     alone = ["unshare", "--uts", "sh", "-c", shell, "sh"]
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode != 0:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("a host name of its own takes root")

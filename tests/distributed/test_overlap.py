@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from dit_scale.config import EngineConfig
-from dit_scale.distributed import engine, overlap
 from dit_scale.distributed.runtime import World
+from dit_scale.zero import engine, overlap
 
 RANKS = World(world_size=8, local_world_size=8)
 
@@ -17,7 +17,7 @@ def test_it_overlaps_where_the_sum_takes_longer_than_the_wait(
 ) -> None:
     monkeypatch.setattr(overlap, "reduction_seconds", lambda num_bytes, device: share * overlap.WAIT_SECONDS)
     monkeypatch.setattr(overlap.dist, "get_rank", lambda: 0)
-    with caplog.at_level(logging.INFO, logger="dit_scale.distributed.overlap"):
+    with caplog.at_level(logging.INFO, logger="dit_scale.zero.overlap"):
         assert overlap.overlap_pays(1000, "cuda:0") is pays
     assert f"gradients are reduced {when} the backward pass" in caplog.text
 

@@ -11,15 +11,15 @@ from collections import Counter
 
 import torch.distributed as dist
 
+from dit_scale.bench.loop import Loop
 from dit_scale.config import EngineConfig
-from dit_scale.distributed.overlap import reduction_seconds
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.distributed.traffic import Traffic
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
-from dit_scale.models.communication import collectives_of
-from dit_scale.models.memory import TrainingSetup
-from dit_scale.tools.bench.loop import Loop
+from dit_scale.planning.communication import collectives_of
+from dit_scale.planning.memory import TrainingSetup
+from dit_scale.zero.overlap import reduction_seconds
 
 LATENTS = LatentSpec(channels=4, size=8)
 IMAGES_A_RANK = 4

@@ -20,14 +20,16 @@ from dit_scale.checkpoint import Checkpoint, Description, Position, Retention, S
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import build_objective
-from dit_scale.distributed.engine import BatchPlan, build_engine, plan_batches, set_learning_rate
-from dit_scale.distributed.fragments import OptimizerState, gather
-from dit_scale.distributed.gate import UpdateGate
+from dit_scale.distributed.fragments import gather
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import Problem, compute_gradient
+from dit_scale.training.step import LossFunction, compute_gradient
+from dit_scale.zero.batches import BatchPlan, plan_batches
+from dit_scale.zero.engine import build_engine, set_learning_rate
+from dit_scale.zero.optimizer_state import OptimizerState
+from dit_scale.zero.update_guard import UpdateGuard
 from tests.networks import fill
 
 STEPS = 3
@@ -79,18 +81,18 @@ def check_weights_follow_master(engine: Any, master: dict[str, Tensor]) -> None:
 
 
 def check_discarded_updates(
-    engine: Any, gate: UpdateGate, problem: Problem, plan: BatchPlan, state: TrainingState, world: World
+    engine: Any, gate: UpdateGuard, loss_function: LossFunction, plan: BatchPlan, state: TrainingState, world: World
 ) -> None:
     """Assert that a gradient that is too long or not finite changes nothing (collective)."""
     before, adam_step = whole_master(state), state.optimizer.adam_step
     batch = batch_at(0, 12, world)
-    compute_gradient(engine, problem, batch, plan)
+    compute_gradient(engine, loss_function, batch, plan)
     verdict = gate.step(limit=1e-9)
     assert not verdict.was_updated
     assert 1e-9 < verdict.norm < math.inf
     if world.is_rank_zero:  # on one rank, in the last micro step
         batch.moments[-1, 0, 0, 0] = math.nan
-    losses = compute_gradient(engine, problem, batch, plan)
+    losses = compute_gradient(engine, loss_function, batch, plan)
     verdict = gate.step()
     assert not verdict.was_updated
     assert not math.isfinite(verdict.norm)
@@ -126,13 +128,13 @@ def main(stage: int, precision: str, action: str, folder: Path, options: set[str
             state.restore(Checkpoint(folder / "step-00000003"))
             first = STEPS
         replica = whole_master(state)  # the average as everyone writes it, over whole parameters
-        problem = Problem(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
-        gate = UpdateGate(engine, train.max_grad_norm)
-        check_discarded_updates(engine, gate, problem, plan, state, world)
+        loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
+        gate = UpdateGuard(engine, train.max_grad_norm)
+        check_discarded_updates(engine, gate, loss_function, plan, state, world)
         losses, norms = [], []
         for step in range(first, first + STEPS):
             set_learning_rate(engine, 1e-3)
-            loss = compute_gradient(engine, problem, batch_at(step, 12, world), plan).sum()
+            loss = compute_gradient(engine, loss_function, batch_at(step, 12, world), plan).sum()
             verdict = gate.step()
             assert verdict.was_updated
             dist.all_reduce(loss)

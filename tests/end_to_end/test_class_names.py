@@ -13,9 +13,9 @@ import torch
 from dit_scale.cli import main
 from dit_scale.config import Config, load_config
 from dit_scale.data.dataset import LatentDataset
-from dit_scale.tools.inspect import _rows
+from dit_scale.planning.choices import outline
 from dit_scale.training.data import describe, open_dataset
-from dit_scale.training.memory import outline
+from preprocessing.inspect import _rows
 from tests.end_to_end.conftest import encode_settings
 from tests.end_to_end.runs import TINY
 from tests.launch import ROOT, run
@@ -26,7 +26,7 @@ NAMES = ("crane", "tench, Tinca tinca", "crane", "0")
 
 TRIED = {
     "dit_scale/classes.py": "tests/test_classes.py",
-    "dit_scale/cli/data.py": "tests/tools/test_index.py",
+    "dit_scale/cli/data.py": "tests/preprocessing/test_index.py",
     "dit_scale/cli/interchange.py": "tests/interop/test_exchange.py",
     "dit_scale/cli/samples.py": "tests/interop/test_exchange.py",
     "dit_scale/config/encoding.py": "tests/preprocessing/test_source_labels.py",
@@ -39,15 +39,15 @@ TRIED = {
     "dit_scale/sampling/job.py": "here",
     "dit_scale/sampling/sampler.py": "here",
     "dit_scale/sampling/sheet.py": "here",
-    "dit_scale/tools/bench/shards.py": "only numbers",
-    "dit_scale/tools/exporting.py": "tests/interop/test_exchange.py",
-    "dit_scale/tools/importing.py": "tests/interop/test_exchange.py",
-    "dit_scale/tools/index.py": "tests/tools/test_index.py",
-    "dit_scale/tools/inspect.py": "here",
+    "dit_scale/bench/shards.py": "only numbers",
+    "dit_scale/interop/exporting.py": "tests/interop/test_exchange.py",
+    "dit_scale/interop/importing.py": "tests/interop/test_exchange.py",
+    "preprocessing/index.py": "tests/preprocessing/test_index.py",
+    "preprocessing/inspect.py": "here",
     "dit_scale/training/data.py": "here",
     "dit_scale/training/ema_images.py": "here",
     "dit_scale/training/evaluation.py": "only their count",
-    "dit_scale/training/memory.py": "here",
+    "dit_scale/planning/choices.py": "here",
     "dit_scale/training/preview.py": "here",
     "dit_scale/training/trainer.py": "here",
     "preprocessing/finishing.py": "here",

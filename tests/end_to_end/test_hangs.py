@@ -155,14 +155,14 @@ def slowed(pid: int) -> Iterator[None]:
     """Stop a process for nine tenths of the time."""
     ended = threading.Event()
 
-    def pulse() -> None:
+    def heartbeat() -> None:
         while not ended.is_set():
             os.kill(pid, signal.SIGSTOP)
             time.sleep(0.09)
             os.kill(pid, signal.SIGCONT)
             time.sleep(0.01)  # several in each step, or single steps would tell little
 
-    thread = threading.Thread(target=pulse)
+    thread = threading.Thread(target=heartbeat)
     thread.start()
     try:
         yield

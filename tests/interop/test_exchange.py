@@ -16,9 +16,9 @@ from dit_scale.autoencoder import PCACodec, save_autoencoder
 from dit_scale.checkpoint.layout import read_manifest, write_manifest
 from dit_scale.cli import main
 from dit_scale.errors import InputError
+from dit_scale.interop.exporting import export
 from dit_scale.interop.pipeline_folder import read_pipeline
 from dit_scale.sampling.sampler import Sampler
-from dit_scale.tools.exporting import export
 from tests.launch import run
 from tests.parity import load_tensors, load_tiny, record
 

@@ -15,8 +15,8 @@ from dit_scale.autoencoder import PCACodec, save_autoencoder
 from dit_scale.checkpoint import open_whole
 from dit_scale.errors import InputError
 from dit_scale.interop import read_weights, refuse_folder
+from dit_scale.interop.importing import Unsaid, import_weights
 from dit_scale.models import DiT
-from dit_scale.tools.importing import Unsaid, import_weights
 from dit_scale.training.initial import load_initial
 from tests.launch import run
 from tests.parity import load_tiny

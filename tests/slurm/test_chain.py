@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dit_scale.training.history import Attempt, read_history
+from dit_scale.supervision.history import Attempt, read_history
 from tests.end_to_end.conftest import encode_settings
 from tests.evaluation.small import pictures, write_folder
 from tests.launch import run

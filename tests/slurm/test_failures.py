@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dit_scale.training.history import last_save, read_history
+from dit_scale.supervision.history import last_save, read_history
 from tests.end_to_end.conftest import draw_images, encode_settings
 from tests.end_to_end.runs import workers_of
 from tests.launch import run

@@ -9,8 +9,8 @@ import torch
 from dit_scale.distributed.runtime import World
 from dit_scale.models import DiT
 from dit_scale.models.kernel_timing import AttentionShape
+from dit_scale.supervision.conveniences import Conveniences
 from dit_scale.training.attention_choice import ATTENTION, _choice, settle_attention
-from dit_scale.training.conveniences import Conveniences
 
 CPU = torch.device("cpu")
 

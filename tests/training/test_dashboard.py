@@ -12,10 +12,10 @@ import pytest
 
 from dit_scale.config import Config, WandbConfig, load_config
 from dit_scale.distributed.runtime import World
+from dit_scale.supervision.conveniences import Conveniences
+from dit_scale.supervision.history import read_history, write_start
 from dit_scale.training import dashboard
-from dit_scale.training.conveniences import Conveniences
 from dit_scale.training.dashboard import Dashboard, wandb_mode
-from dit_scale.training.history import read_history, write_start
 from tests.wandb_server import wandb_server
 
 NOBODY = "http://127.0.0.1:9"

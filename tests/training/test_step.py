@@ -7,13 +7,13 @@ from dit_scale.config import TrainSection
 from dit_scale.diffusion import build_objective
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
-from dit_scale.training.step import Problem, learning_rate_at
+from dit_scale.training.step import LossFunction, learning_rate_at
 
 LATENTS = LatentSpec(channels=2, size=4, scale=(0.5,))
 
 
-def problem(name: str, label_dropout: float = 0.1) -> Problem:
-    return Problem(build_objective(name), LATENTS, seed=7, label_dropout=label_dropout, null_label=3)
+def loss_function(name: str, label_dropout: float = 0.1) -> LossFunction:
+    return LossFunction(build_objective(name), LATENTS, seed=7, label_dropout=label_dropout, null_label=3)
 
 
 def model() -> DiT:
@@ -36,9 +36,12 @@ def test_warm_up_then_constant_or_cosine() -> None:
 def test_an_images_loss_does_not_depend_on_its_batch(name: str) -> None:
     moments, labels, positions = torch.randn(6, *LATENTS.moments_shape), torch.arange(6) % 3, torch.arange(100, 106)
     network = model()
-    together = problem(name).loss(network, moments, labels, positions)
+    together = loss_function(name).loss(network, moments, labels, positions)
     alone = torch.cat(
-        [problem(name).loss(network, moments[i : i + 1], labels[i : i + 1], positions[i : i + 1]) for i in range(6)]
+        [
+            loss_function(name).loss(network, moments[i : i + 1], labels[i : i + 1], positions[i : i + 1])
+            for i in range(6)
+        ]
     )
     assert torch.allclose(together, alone, rtol=1e-5)
 
@@ -48,7 +51,7 @@ def test_a_step_takes_nothing_from_the_global_generator(name: str) -> None:
     moments = torch.zeros(2, *LATENTS.moments_shape)
     network = model()
     state = torch.get_rng_state()
-    problem(name).loss(network, moments, torch.zeros(2).long(), torch.arange(2)).sum().backward()
+    loss_function(name).loss(network, moments, torch.zeros(2).long(), torch.arange(2)).sum().backward()
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -60,7 +63,7 @@ def test_labels_are_dropped_at_the_rate_that_was_asked_for() -> None:
         return torch.zeros(len(label), 4, 4, 4)
 
     count = 20_000
-    problem("gaussian", 0.25).loss(
+    loss_function("gaussian", 0.25).loss(
         denoiser, torch.zeros(count, *LATENTS.moments_shape), torch.ones(count).long(), torch.arange(count)
     )
     assert (seen[0] == 3).double().mean().item() == pytest.approx(0.25, abs=0.01)

@@ -1,0 +1,140 @@
+"""`dit-scale bench step`: a whole training step of ours beside another code's, on the same weights and batch."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_scale.bench.contender import Trained, compare, contend
+from dit_scale.bench.loop import CLASSES, Loop, PlainLoop
+from dit_scale.bench.measure import Spread
+from dit_scale.bench.peer import Peer, PeerLoop, check_layout
+from dit_scale.bench.report import check_target, origin_of, show, show_table, write_report
+from dit_scale.config import EngineConfig
+from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
+from dit_scale.latents import LatentSpec
+from dit_scale.models import DiT, build_model
+from dit_scale.planning.flops import peak_flops, training_flops_per_image
+
+OURS, WITHOUT_DEEPSPEED = "dit_scale", "without DeepSpeed"
+_PACKAGES = ("dit_scale", "torch", "deepspeed", "xformers", "torchao", "numpy")
+
+
+def random_model(name: str, latents: LatentSpec, device: str = "cpu") -> DiT:
+    """Return a model whose every weight counts: a new one's gates are all closed."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = build_model(name, latent_size=latents.size, in_channels=latents.channels, num_classes=CLASSES)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def bench_step(
+    model_name: str,
+    image_size: int,
+    batch_size: int,
+    engine: EngineConfig,
+    peers: list[Path],
+    peer_precision: str,
+    without_deepspeed: bool,
+    rounds: int,
+    json_file: Path | None,
+) -> None:
+    """Take steps of each in turn, ``rounds`` times; print and write what they took, in parts and in all."""
+    check_target(json_file)
+    for path in peers:
+        check_layout(path)
+    report = origin_of("step", _PACKAGES)
+    world, device = World(), device_of(World())
+    report["threads"] = set_threads(world)
+    latents = LatentSpec(4, image_size // 8)
+    label = (torch.arange(batch_size) % CLASSES).to(device)
+    latent = torch.randn(batch_size, *latents.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    model = random_model(model_name, latents, device)
+    weights = {name: value.cpu() for name, value in model.state_dict().items()}
+    flops, num_parameters = training_flops_per_image(model), sum(value.numel() for value in weights.values())
+    expected = _output(model, latent[:2], label[:2])
+    differences: dict[str, float] = {}
+
+    def ours() -> Trained:
+        return Loop(random_model(model_name, latents, device), latents, engine, batch_size, batch_size, world, device)
+
+    def plain(loop: Loop) -> Trained:
+        twin = random_model(model_name, latents, device)
+        return PlainLoop(twin, loop.loss_function, loop.batch, engine, device)
+
+    def other(path: Path) -> Trained:
+        peer = Peer(path, model_name, latents.size, CLASSES, weights, device, peer_precision)
+        found = _output(peer.ema, latent[:2], label[:2])
+        differences[peer.name] = ((found - expected).abs().max() / expected.abs().max()).item()
+        return PeerLoop(peer, latent, label)
+
+    del model
+    with process_group(world, device):
+        contenders = {OURS: contend(ours, keeps_memory=True)}
+        loop = contenders[OURS].loop
+        assert isinstance(loop, Loop)
+        if without_deepspeed:
+            contenders[WITHOUT_DEEPSPEED] = contend(partial(plain, loop), keeps_memory=True)
+        for path in peers:  # with the allocator as their own training has it
+            contenders[path.resolve().name] = contend(partial(other, path), keeps_memory=False)
+        figures = compare(contenders, rounds, device)
+    peak = peak_flops(device, engine.precision)
+    report |= {
+        "model": model_name,
+        "parameters": num_parameters,
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "engine": asdict(engine),
+        "attention": loop.engine.module.attention,
+        "peer_precision": peer_precision,
+        "seconds_are": "seconds between events on the GPU" if device != "cpu" else "CPU seconds of all threads",
+        **figures,
+        "mfu": batch_size / figures["seconds"][OURS]["median"] * flops / peak if peak else None,
+        "output_difference": differences,
+    }
+    _show(report, batch_size)
+    write_report(report, json_file)
+
+
+@torch.no_grad()
+def _output(network: Callable[..., Tensor], latent: Tensor, label: Tensor) -> Tensor:
+    """Return what a network makes of two latents: are its weights the same?"""
+    return network(latent, torch.tensor([3, 700], device=latent.device), label)
+
+
+def _show(report: dict[str, Any], batch_size: int) -> None:
+    show(report)
+    engine = report["engine"]
+    engine_words = ", compiled" if engine["compile"] else ""
+    engine_words += ", fp8" if engine["fp8"] else ""
+    print(
+        f"{report['model']} at {report['image_size']} px, batch {batch_size}, {engine['precision']}"
+        f"{engine_words} (peers eager in {report['peer_precision']}), "
+        f"{report['threads']} threads; attention {report['attention']}; {report['seconds_are']}"
+    )
+    names = list(report["seconds"])
+    rows = [["a step, s", *(str(Spread(**report["seconds"][name])) for name in names)]]
+    rows.append(["images/s", *(f"{batch_size / report['seconds'][name]['median']:.3g}" for name in names)])
+    for part in report["parts"][OURS]:
+        rows.append([part, *(str(Spread(**report["parts"][name][part])) for name in names)])
+    for kind in report["kernels"][OURS]:
+        rows.append([f"of it {kind}", *(f"{report['kernels'][name][kind]:.1%}" for name in names)])
+    if "memory_bytes" in report:
+        for kind in ("held", "peak"):
+            rows.append([f"{kind} memory", *(f"{report['memory_bytes'][name][kind] / 1e9:.2f} GB" for name in names)])
+        rows.append(["the host waits", *(str(report["host_syncs"][name]) for name in names)])
+        rows.append(["the GPU computes", *(f"{report['gpu_busy'][name]:.0%}" for name in names)])
+    show_table("median (least-most)", ["", *names], rows)
+    for name, speedup in report["speedup"].items():
+        difference = report["output_difference"].get(name)
+        same = "" if difference is None else f"; outputs differ by {difference:.1e}"
+        print(f"{OURS} takes a step {Spread(**speedup)} times as fast as {name}{same}")
+    if report["mfu"] is not None:
+        print(f"MFU {report['mfu']:.1%}")

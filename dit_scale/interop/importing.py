@@ -1,0 +1,234 @@
+"""`dit-scale import`: weights of others as a run folder that can be sampled, exported and trained from."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dit_scale.autoencoder import Autoencoder, Identity, load_autoencoder, save_autoencoder
+from dit_scale.checkpoint import Description, Position, Retention, Saver, State, resolve
+from dit_scale.checkpoint.averages import EMA
+from dit_scale.checkpoint.run_config import write_config
+from dit_scale.classes import ClassNames
+from dit_scale.config import Config, DataConfig, DiffusionConfig, ModelConfig, resolved
+from dit_scale.distributed.fragments import Fragment
+from dit_scale.distributed.runtime import World, process_group
+from dit_scale.errors import Failure, InputError
+from dit_scale.files import atomic_folder, full_disk_explained
+from dit_scale.interop import Architecture, architecture_of, read_weights, refuse_folder
+from dit_scale.interop.pipeline_folder import INDEX, Noise, read_pipeline
+from dit_scale.latents import LatentSpec
+from dit_scale.models import PRESETS
+from dit_scale.models.embeddings import sincos_positions
+from dit_scale.models.presets import Preset
+from dit_scale.recipe import model_of
+from dit_scale.sampling import AUTOENCODER_FOLDER
+from dit_scale.versions import versions
+from dit_scale.weights import check_names_and_shapes
+
+log = logging.getLogger(__name__)
+
+DEFAULT_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
+_KNOWN_SCALES = {DEFAULT_AUTOENCODER: 0.18215, "stabilityai/sd-vae-ft-mse": 0.18215}
+"""Of autoencoders whose weights are not needed to import a model."""
+_POSITIONS, _PATCHES = "pos_embed", "x_embedder.proj.weight"
+_POSITIONS_ATOL = 1e-2
+"""As far as bf16 rounds a table of sines."""
+
+
+@dataclass(frozen=True)
+class Unsaid:
+    """What weights do not say of their model; None is what their file says, or else the usual."""
+
+    objective: str = "gaussian"
+    noise: Noise = field(default_factory=Noise)
+    """For Gaussian diffusion; a pipeline's folder says it itself."""
+    autoencoder: str | None = None
+    latent_scale: tuple[float, ...] | None = None
+    class_names: ClassNames | None = None
+    num_heads: int | None = None
+    latent_size: int | None = None
+    """For weights without the table of positions, whose length tells it otherwise."""
+
+
+def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
+    """Write a run folder of step 0 that holds weights alone, fp32, under the kind ``ema``.
+
+    ``source`` is a published .pt, a .safetensors or the folder of a DiTPipeline. Raises InputError where it is
+    something else or a number is missing that nobody gave.
+    """
+    with atomic_folder(out) as folder, full_disk_explained(out.parent, "which begins anew"):
+        weights, said = _read_folder(source, unsaid) if source.is_dir() else (_read_file(source, unsaid), unsaid)
+        weights = _in_fp32(weights, str(source))
+        architecture = architecture_of(weights, str(source))
+        _check_latent_size(architecture, unsaid.latent_size, str(source))
+        class_names, has_null = _classes(architecture, said.class_names, str(source))
+        model = _model_config(architecture, said.num_heads, has_null, str(source))
+        autoencoder, identity, latents = _autoencoder(architecture, said)
+        _check_weights(weights, model, latents, len(class_names), str(source))
+        config = Config(
+            run_dir=str(out),
+            model=model,
+            diffusion=DiffusionConfig(name=said.objective, **asdict(said.noise)),  # type: ignore[arg-type]
+            data=DataConfig(path=None),
+        )
+        if autoencoder is not None:
+            (folder / AUTOENCODER_FOLDER).mkdir()
+            save_autoencoder(autoencoder, folder / AUTOENCODER_FOLDER)
+        write_config(folder, config, "no device: imported")
+        data = {"fingerprint": None, "latent": asdict(latents), "class_names": class_names, "autoencoder": identity}
+        _save(folder, Description(Position(), resolved(config), data, versions()), weights)
+    print(f"{model.name}, {len(class_names)} classes, {said.objective}: in {out}; dit-scale sample {out} draws from it")
+
+
+def _read_file(path: Path, unsaid: Unsaid) -> dict[str, Tensor]:
+    """Return a file's weights with positions, which some trainers do not save, since they are not trained."""
+    weights = read_weights(path)
+    patches = weights.get(_PATCHES)
+    if _POSITIONS in weights or patches is None or patches.dim() != 4:
+        return weights
+    if unsaid.latent_size is None:
+        raise InputError(
+            f"weights '{path}' hold no {_POSITIONS}, the table of positions whose length tells the size of the latent; "
+            f"give --latent-size N (32 for images of 256 and an autoencoder that makes them 8 times smaller)"
+        )
+    hidden_size, _, patch_size = patches.shape[:3]
+    return {_POSITIONS: sincos_positions(hidden_size, unsaid.latent_size // patch_size).float()} | weights
+
+
+def _check_is_pipeline(folder: Path) -> None:
+    """Raise InputError, with what to do, for the folder of a run of ours or of another tool."""
+    if (folder / INDEX).is_file():
+        return
+    try:
+        resolve(folder)
+    except InputError:
+        refuse_folder(folder)  # what else it may be, reading it tells
+    else:
+        raise InputError(
+            f"'{folder}' is of dit-scale's own already; sample and export take it as it is, and "
+            f"init_from={folder} trains from it"
+        )
+
+
+def _read_folder(folder: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Unsaid]:
+    """Return a pipeline's weights with positions, and what its folder says."""
+    _check_is_pipeline(folder)
+    if unsaid.objective != "gaussian":
+        raise InputError(f"'{folder}' is a DiTPipeline's, which is of Gaussian diffusion; leave out --objective")
+    found = read_pipeline(folder, unsaid.class_names)
+    hidden_size, _, patch_size = found.weights[_PATCHES].shape[:3]
+    positions = sincos_positions(hidden_size, found.latent_size // patch_size).float()
+    scale = None if found.latent_scale is None else (float(found.latent_scale),)
+    said = replace(
+        unsaid,
+        noise=found.noise,
+        autoencoder=unsaid.autoencoder or str(folder / "vae"),
+        latent_scale=unsaid.latent_scale or scale,
+        class_names=found.class_names,
+        num_heads=found.num_heads,
+    )
+    return {_POSITIONS: positions} | found.weights, said
+
+
+def _check_latent_size(architecture: Architecture, given: int | None, origin: str) -> None:
+    if given not in (None, architecture.latent_size):
+        raise InputError(
+            f"--latent-size {given} does not fit '{origin}', of size {architecture.latent_size} in patches of "
+            f"{architecture.patch_size}; give the size that it was trained for, or leave it out"
+        )
+
+
+def _in_fp32(weights: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise InputError(f"weights '{origin}' hold {name} in {value.dtype}; give weights in floating point")
+    return {name: value.float().contiguous() for name, value in weights.items()}
+
+
+def _classes(architecture: Architecture, given: ClassNames | None, origin: str) -> tuple[ClassNames, bool]:
+    """Return class names, and whether the label table has a null label beside them."""
+    rows = architecture.num_labels
+    names = ClassNames(map(str, range(rows - 1))) if given is None else given
+    if len(names) not in (rows - 1, rows):
+        raise InputError(
+            f"{len(names)} class names are given and '{origin}' has {rows} labels, the null label among them or not; "
+            f"give {rows - 1} names, or {rows} where it has none"
+        )
+    return names, len(names) == rows - 1
+
+
+def _model_config(architecture: Architecture, num_heads: int | None, has_null: bool, origin: str) -> ModelConfig:
+    """Return the model's settings: those of a preset by its name."""
+    depth, hidden_size = architecture.depth, architecture.hidden_size
+    usual = (size.num_heads for size in PRESETS.values() if (size.depth, size.hidden_size) == (depth, hidden_size))
+    num_heads = num_heads or next(usual, None)
+    if num_heads is None:
+        raise InputError(
+            f"'{origin}' has depth {depth} and hidden_size {hidden_size}, which no preset has, and weights do not say "
+            f"how many attention heads they are for; give --num-heads N"
+        )
+    size = Preset(depth, hidden_size, num_heads, architecture.patch_size)
+    names = (name for name, preset in PRESETS.items() if preset == size)
+    settings = ModelConfig(
+        name=next(names, "custom"),
+        mlp_ratio=architecture.mlp_ratio,
+        label_dropout=ModelConfig.label_dropout if has_null else 0.0,
+        learn_sigma=architecture.learn_sigma,
+    )
+    return replace(settings, **asdict(size)) if settings.name == "custom" else settings
+
+
+def _autoencoder(architecture: Architecture, said: Unsaid) -> tuple[Autoencoder | None, Identity, LatentSpec]:
+    """Return the autoencoder, None where a well-known one is not at hand; what identifies it; and the latents."""
+    name = said.autoencoder or DEFAULT_AUTOENCODER
+    channels, size = architecture.in_channels, architecture.latent_size
+    try:
+        autoencoder = load_autoencoder(name)
+    except InputError as error:
+        if name not in _KNOWN_SCALES:
+            raise
+        log.warning(
+            "%s. The weights are imported without it; dit-scale sample looks for it again, or takes --decoder", error
+        )
+        identity: Identity = {"kind": "AutoencoderKL", "name": name, "revision": None, "sha256": None}
+        return None, identity, LatentSpec(channels, size, said.latent_scale or (_KNOWN_SCALES[name],))
+    if autoencoder.channels != channels:
+        raise InputError(
+            f"autoencoder '{name}' has {autoencoder.channels} channels and the model {channels}; give the autoencoder "
+            f"that the model was trained with as --autoencoder NAME"
+        )
+    shift = autoencoder.shift if said.latent_scale is None else (0.0,)
+    return autoencoder, autoencoder.identity, LatentSpec(channels, size, said.latent_scale or autoencoder.scale, shift)
+
+
+def _check_weights(
+    weights: Mapping[str, Tensor], model: ModelConfig, latents: LatentSpec, num_classes: int, origin: str
+) -> None:
+    """Raise InputError where the weights are not those of the model that they were taken for."""
+    with torch.device("meta"):
+        expected = model_of(model, latents, num_classes)
+    check_names_and_shapes(weights, expected.state_dict(), origin, "give a published DiT or SiT checkpoint")
+    positions = sincos_positions(expected.hidden_size, expected.grid_side).float()
+    if not torch.allclose(weights[_POSITIONS], positions, rtol=0.0, atol=_POSITIONS_ATOL):
+        raise InputError(
+            f"weights '{origin}' have a {_POSITIONS} that is not DiT's table of sines and cosines; give a published "
+            f"DiT or SiT checkpoint"
+        )
+
+
+def _save(run_dir: Path, description: Description, weights: Mapping[str, Tensor]) -> None:
+    """Write the one checkpoint as training writes its own; raises Failure where it cannot."""
+    fragments = [Fragment(name, 0, value.numel(), index, 0) for index, (name, value) in enumerate(weights.items())]
+    flats = [value.flatten() for value in weights.values()]
+    shapes = {name: value.shape for name, value in weights.items()}
+    world = World()
+    with process_group(world, "cpu"):
+        saver = Saver(run_dir / "checkpoints", world, Retention(), in_background=False)
+        saver.save(description, State(shapes, fragments, {EMA: flats}, adam_step=0))
+        outcome = saver.wait()
+    if outcome is None or outcome.trouble is not None:
+        raise Failure(f"'{run_dir}' could not be written ({outcome and outcome.trouble}); mend that and run this again")

@@ -1,0 +1,1 @@
+"""A run as a batch job: submitted, asked how it stands, queued again."""

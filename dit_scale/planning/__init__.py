@@ -1,0 +1,1 @@
+"""What training takes before it starts: memory, communication, arithmetic, time and cost."""

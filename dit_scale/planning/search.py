@@ -1,0 +1,75 @@
+"""Which settings fit, and how fast each would be."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dit_scale.config import Config
+from dit_scale.models import DiT
+from dit_scale.planning.choices import setup_of
+from dit_scale.planning.cluster import Cluster
+from dit_scale.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
+from dit_scale.planning.prediction import Prediction, predict
+from dit_scale.zero.batches import plan_batches
+
+USABLE_SHARE = 0.9
+"""Of a GPU's memory; the rest is CUDA's context, fragments and what no arithmetic knows."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A setup with what it takes and what it gives."""
+
+    config: Config
+    setup: TrainingSetup
+    memory: MemoryEstimate
+    prediction: Prediction
+
+    def fits(self, cluster: Cluster) -> bool:
+        """Whether the estimate leaves a tenth of the memory free."""
+        return self.memory.peak <= USABLE_SHARE * cluster.gpu.memory_bytes
+
+    def overrides(self) -> str:
+        """Return what to give to `dit-scale train` for it."""
+        engine, train = self.config.engine, self.config.train
+        words = [
+            f"engine.zero_stage={engine.zero_stage}",
+            f"train.micro_batch_size_per_gpu={train.micro_batch_size_per_gpu}",
+            f"engine.checkpoint_every_blocks={engine.checkpoint_every_blocks}",
+        ]
+        return " ".join([*words, *(["engine.offload_optimizer=true"] if engine.offload_optimizer else [])])
+
+
+def plan_of(config: Config, model: DiT, cluster: Cluster) -> Plan:
+    """Return the plan of a configuration as it stands; raises InputError where the GPUs do not divide the batch."""
+    setup = setup_of(config, model, cluster.num_gpus, on_gpu=True, gpus_per_node=cluster.gpus_per_node)
+    size, compiled = config.train.global_batch_size, config.engine.compile
+    return Plan(config, setup, estimate_memory(model, setup), predict(model, setup, cluster, size, compiled))
+
+
+def search(config: Config, model: DiT, cluster: Cluster) -> list[Plan]:
+    """Return the plans that fit, the fastest first; with the optimizer offloaded only where nothing else fits."""
+    for offload in (False, True):
+        plans = [plan_of(choice, model, cluster) for choice in _choices(config, model, cluster, offload)]
+        fitting = [plan for plan in plans if plan.fits(cluster)]
+        if fitting:
+            return sorted(fitting, key=lambda plan: (plan.prediction.step.seconds, plan.memory.peak))
+    return []
+
+
+def _choices(config: Config, model: DiT, cluster: Cluster, offload: bool) -> Iterator[Config]:
+    """Yield the configuration with other stages, micro batches and checkpointing."""
+    images = plan_batches(config.train, cluster.num_gpus).batch_size_per_rank
+    stages: tuple[Literal[0, 1, 2, 3], ...] = (
+        (1, 2, 3) if config.engine.precision == "bf16" or offload else (0, 1, 2, 3)
+    )
+    for stage in stages:
+        for every in dict.fromkeys((0, 4, 2, 1)):
+            for micro in (size for size in range(1, images + 1) if images % size == 0):
+                yield replace(
+                    config,
+                    engine=replace(
+                        config.engine, zero_stage=stage, checkpoint_every_blocks=every, offload_optimizer=offload
+                    ),
+                    train=replace(config.train, micro_batch_size_per_gpu=micro),
+                )

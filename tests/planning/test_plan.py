@@ -1,0 +1,142 @@
+"""`dit-scale plan`: arithmetic held against counts and real runs; larger presets that fit where their configs say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dit_scale.cli import main
+from dit_scale.config import Config, load_config
+from dit_scale.latents import LatentSpec
+from dit_scale.models import build_model
+from dit_scale.planning.chart import scalings
+from dit_scale.planning.choices import model_on_meta
+from dit_scale.planning.cluster import GPUS, Cluster
+from dit_scale.planning.flops import forward_multiply_adds, training_flops_per_image
+from dit_scale.planning.search import plan_of, search
+from tests.end_to_end.conftest import images, shards  # noqa: F401 (fixtures)
+from tests.launch import run
+
+LARGE = {"dit-1.5b-2-256": 1.55e9, "dit-3b-2-256": 3.04e9, "dit-7b-2-256": 7.17e9}
+
+
+def planned(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    out = tmp_path / "plan.json"
+    main(["plan", *arguments, "--json", str(out)])
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("name", ["DiT-S/2", "DiT-S/8"])
+def test_flops_are_pytorchs_count_to_the_last_one(name: str) -> None:
+    model = build_model(name, latent_size=32, num_classes=10)
+    latent, time, label = torch.randn(1, 4, 32, 32), torch.tensor([3]), torch.tensor([5])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
+        output = model(latent, time, label)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
+        output.sum().backward()
+    assert forward.get_total_flops() == 2 * forward_multiply_adds(model)
+    # Nobody asks for the gradients of the latent and of the time's cosines, which the usual count of six contains.
+    tokens, patch = model.grid_side**2, model.patch_size**2 * model.in_channels
+    unasked = 2 * model.hidden_size * (tokens * patch + 256)
+    assert forward.get_total_flops() + backward.get_total_flops() == training_flops_per_image(model) - unasked
+
+
+@pytest.mark.parametrize(("name", "parameters"), LARGE.items())
+def test_larger_presets_fit_on_8_to_512_gpus(name: str, parameters: float) -> None:
+    config = load_config(Config, name, ["run_dir=x", "data.path=x"])
+    model = model_on_meta(config, LatentSpec(4, 32), 1000)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(parameters, rel=0.01)
+    for count in (8, 16, 32, 64, 128, 256, 512):
+        cluster = Cluster(GPUS["h100"], count)
+        plan = plan_of(config, model, cluster)
+        assert plan.fits(cluster), (count, plan.memory)
+        assert 0.0 < plan.prediction.mfu < 1.0
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_larger_presets_train_scaled_down_with_everything_sharded(
+    name: str,
+    shards: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    config = load_config(Config, name, ["run_dir=x", "data.path=x"])
+    heads = {"DiT-1.5B/2": 24, "DiT-3B/2": 32, "DiT-7B/2": 24}[config.model.name]
+    small = [f"model.hidden_size={4 * heads}", "model.depth=3", "train.global_batch_size=4", "train.steps=3"]
+    sharded = ["engine.zero_stage=3", "engine.offload_optimizer=true", "engine.compile=false"]
+    place = [f"run_dir={tmp_path / 'run'}", f"data.path={shards}", "preview.every_steps=0", "wandb.mode=disabled"]
+    run(["train", name, *small, *sharded, *place], ranks=2)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(0.0 < line["loss"] < 10.0 for line in lines)
+
+
+def test_a_plan_tells_memory_communication_time_and_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chart = tmp_path / "scaling.png"
+    report = planned(
+        tmp_path, "dit-xl-2-256", "--gpus", "8", "--gpu", "h200", "--image-size", "256", "--chart", str(chart)
+    )
+    (plan,) = report["plans"]
+    assert report["parameters"] == 675_129_632
+    states = sum(plan["memory"][part] for part in ("parameters", "master", "adam_moments", "ema"))
+    assert states == pytest.approx((2 + 16 / 8) * 675e6, rel=0.01)  # bf16 whole; the rest over eight ranks
+    sent = {collective["kind"]: collective["num_bytes"] for collective in plan["collectives"]}
+    assert sent["reduce"] == 2 * 674_834_720  # bf16 gradients of all that is trained
+    assert chart.stat().st_size > 10_000
+    output = capsys.readouterr().out
+    for words in ("711.7 GFLOP", "7,000,000 steps take", "reduce of gradients", "a save takes"):
+        assert words in output, words
+
+
+def test_a_search_ranks_what_fits(tmp_path: Path) -> None:
+    report = planned(tmp_path, "dit-7b-2-256", "--gpus", "8", "--image-size", "256", "--search")
+    rates = [plan["prediction"]["images_per_second"] for plan in report["plans"]]
+    assert len(rates) > 10
+    assert rates == sorted(rates, reverse=True)
+    assert all(plan["fits"] for plan in report["plans"])
+
+
+def test_the_optimizer_is_offloaded_only_where_nothing_else_fits() -> None:
+    config = load_config(Config, "dit-7b-2-256", ["run_dir=x", "data.path=x", "train.global_batch_size=4"])
+    model = model_on_meta(config, LatentSpec(4, 32), 1000)
+    found = search(config, model, Cluster(GPUS["h100"], 1))
+    assert found
+    assert all(plan.config.engine.offload_optimizer for plan in found)
+
+
+def test_scaling_stops_where_a_gpu_has_no_image_left() -> None:
+    config = load_config(Config, "dit-s-2-256", ["run_dir=x", "data.path=x", "train.global_batch_size=64"])
+    model = model_on_meta(config, LatentSpec(4, 32), 1000)
+    cluster = Cluster(GPUS["h100"], 8)
+    weak, strong = scalings(plan_of(config, model, cluster), model, cluster, searching=False)
+    assert (weak.gpus()[-1], strong.gpus()[-1]) == (4096, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["dit-xl-2-256", "--gpus", "8"], "or give --image-size, such as 256, to plan without data"),
+        (
+            ["dit-xl-2-256", "--gpus", "8", "data.path=/nowhere"],
+            "or give --image-size, such as 256, to plan without data",
+        ),
+        (["dit-xl-2-256", "--gpus", "48", "--image-size", "256"], "does not divide over 48 ranks"),
+        (["dit-xl-2-256", "--gpus", "8", "--image-size", "100"], "--image-size 100 is not a multiple of 8"),
+        (["dit-xl-2-256", "--gpus", "8", "--gpu", "h20", "--image-size", "256"], "did you mean 'h200'"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", *arguments])
+    assert stopped.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_said_with_a_way_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "dit-7b-2-256", "--gpus", "1", "--image-size", "256", "train.global_batch_size=1024"])
+    assert stopped.value.code == 2
+    assert "DOES NOT FIT" in capsys.readouterr().out
