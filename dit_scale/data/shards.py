@@ -24,7 +24,7 @@ from dit_scale.data.storage import UNKNOWN_BYTES, File, Storage
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write, sha256_file
 
-WAY_OUT = "run dit-scale verify with --repair, or delete it and run dit-scale encode again, which makes it anew"
+WAY_OUT = "run dit-scale verify with --repair, or delete it and run dit-scale encode again, which makes it again"
 Rows = npt.NDArray[Any]
 
 

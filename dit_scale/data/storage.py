@@ -89,7 +89,7 @@ class Patience:
 def patiently(action: Callable[[], _Result], trouble_of: Callable[[Exception], str], patience: Patience) -> _Result:
     """Return what ``action`` returns, trying again while it raises; at the end of all patience raises Failure.
 
-    ``trouble_of`` says what went wrong, or raises what no patience mends.
+    ``trouble_of`` says what went wrong, or raises what no retry can fix.
     """
     while True:
         try:

@@ -47,7 +47,7 @@ def plain_rows(tar: Path, inner: Member | None, prefix: str, label: int, left_ou
     for one, other in pairwise(rows):
         if one.name == other.name:
             raise InputError(
-                f"'{tar}' holds image '{one.name.decode('utf-8', 'backslashreplace')}' twice; make the tar anew"
+                f"'{tar}' holds image '{one.name.decode('utf-8', 'backslashreplace')}' twice; make the tar again"
             )
     return rows
 
