@@ -89,7 +89,7 @@ def is_sidecar(path: Path) -> bool:
 
 
 def read_sidecar(storage: Storage, entry: ShardEntry) -> Rows:
-    """Return a shard's sidecar, which must be the one that the manifest tells of."""
+    """Return a shard's sidecar, which must be the one that the manifest names."""
     where = f"{storage.location}/{entry.sidecar}"
     while True:
         try:
@@ -101,7 +101,7 @@ def read_sidecar(storage: Storage, entry: ShardEntry) -> Rows:
         if hashlib.sha256(content).hexdigest() == entry.sidecar_sha256:
             return np.load(io.BytesIO(content), allow_pickle=False)
         if not storage.forget(File(entry.sidecar, UNKNOWN_BYTES)):  # this machine's copy may be at fault
-            raise InputError(f"sidecar '{where}' is not the one that its manifest tells of; {WAY_OUT}")
+            raise InputError(f"sidecar '{where}' is not the one that its manifest names; {WAY_OUT}")
 
 
 def damage_of(folder: Path, entry: ShardEntry) -> str | None:

@@ -28,7 +28,7 @@ def begin_or_go_on(folder: Path, protocol: dict[str, Any]) -> None:
     """Write the protocol before the first image; raises InputError where images of another one are there."""
     before = read_protocol(folder, "give another --out, or --overwrite", _Count)
     if before is None and any((folder / "images").glob("*.png")):
-        raise InputError(f"'{folder}' holds images of which no {PROTOCOL} tells; give another --out, or --overwrite")
+        raise InputError(f"'{folder}' holds images without a {PROTOCOL}; give another --out, or --overwrite")
     for key in sorted(protocol.keys() | (before or {}).keys()):
         if before is not None and key not in _MAY_DIFFER and before.get(key) != protocol.get(key):
             raise InputError(
