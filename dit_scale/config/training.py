@@ -25,7 +25,7 @@ class DataConfig:
     held_out_fraction: float = number(0.0, at_least=0, below=1)
     """Part of the records, chosen by the hash of their keys, kept from training for the validation loss."""
     mirror: bool = True
-    """Take the mirror image's moments for half of the records, drawn anew each time."""
+    """Take the mirror image's moments for half of the records, drawn again each time."""
     verify: bool = True
     """Check each record's digest whenever it is read."""
     on_damage: Literal["stop", "set_aside"] = "stop"
@@ -97,7 +97,7 @@ class TrainSection:
     on_bad_step: Literal["skip", "roll_back", "stop"] = "skip"
     """Not finite, or a spike: leave the update out; go to the last checkpoint and on without that batch; or end."""
     spike_factor: float = number(0.0, above=1, or_zero=True)
-    """A gradient norm above so many times the median of the last 100 is a spike; 0 takes none for one."""
+    """A gradient norm above so many times the median of the last 100 is a spike; 0 disables this."""
     max_bad_steps: int = number(10, at_least=0)
     """Bad steps among the last 1,000; one more ends the run."""
 

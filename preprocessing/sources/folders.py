@@ -10,7 +10,7 @@ from dit_scale.errors import InputError
 from preprocessing.sources.classes import number_labels, order_classes
 from preprocessing.sources.labels import read_labels
 from preprocessing.sources.layout import check_class_folder, check_class_folders
-from preprocessing.sources.names import LeftOut, is_hidden, is_image, kind_of, to_bytes
+from preprocessing.sources.names import LeftOut, counted_as, is_hidden, is_image, to_bytes
 from preprocessing.sources.table import WHOLE_FILE, Row, Table, table_of
 
 OUTSIDE = "images outside the class folders"
@@ -44,7 +44,7 @@ def _class_folders(root: Path, left_out: LeftOut) -> list[str]:
     with os.scandir(root) as entries:
         for entry in entries:
             if is_hidden(entry.name) or not entry.is_dir():
-                left_out[OUTSIDE if is_image(entry.name) else kind_of(entry.name)] += 1
+                left_out[OUTSIDE if is_image(entry.name) else counted_as(entry.name)] += 1
             else:
                 folders.append(entry.name)
     return sorted(folders, key=to_bytes)
@@ -77,13 +77,13 @@ def _walk(folder: str, below: str, above: set[tuple[int, int]], left_out: LeftOu
         raise InputError(f"folder '{folder}' cannot be read ({error.strerror}); see to its permissions") from error
     for entry in entries:
         if is_hidden(entry.name):
-            left_out[kind_of(entry.name)] += 1
+            left_out[counted_as(entry.name)] += 1
             continue
         if not entry.is_dir():
             if is_image(entry.name):
                 yield below + entry.name
             else:
-                left_out[kind_of(entry.name)] += 1
+                left_out[counted_as(entry.name)] += 1
             continue
         identity = _identity(entry.path)
         if identity in above:
