@@ -83,7 +83,7 @@ def test_charts_show_every_step_and_the_restart(page: Page) -> None:
     by_name = {trace["name"]: trace["x"] for trace in loss}
     assert by_name["smoothed"] == list(range(1, 13))
     assert by_name["restart"] == [8]
-    for chart in ("grad-norm", "throughput", "times", "learning-rate", "validation", "evaluation-0"):
+    for chart in ("losses", "grad-norm", "throughput", "times", "learning-rate", "validation", "evaluation-0"):
         assert page.locator(f"#chart-{chart} .main-svg").count() > 0, chart
     assert page.evaluate("document.getElementById('chart-validation').data[0].x") == [4, 8, 12]
     assert page.evaluate("document.getElementById('chart-evaluation-0').data[0].x") == [4, 8, 12]

@@ -31,6 +31,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Path) -> None:
         "time",
         "images_seen",
         "loss",
+        "losses",
         "grad_norm",
         "learning_rate",
         "step_seconds",
