@@ -58,6 +58,8 @@ def test_a_damaged_record_is_set_aside_and_reported(shards: Path, tmp_path: Path
     assert "0000000003" not in keys
     assert len(keys) + len(reports) == STEPS * 8
     assert len(losses(tmp_path / "run")) == STEPS
+    for entry in lines(tmp_path / "run" / "metrics.jsonl"):  # it has no part in the loss, nor in any of its terms
+        assert entry["loss"] == pytest.approx(sum(entry["losses"].values()), rel=1e-5)
 
 
 def test_a_run_on_object_storage_is_killed_and_goes_on_exactly(
