@@ -31,7 +31,6 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Path) -> None:
         "time",
         "images_seen",
         "loss",
-        "losses",
         "grad_norm",
         "learning_rate",
         "step_seconds",
@@ -47,8 +46,6 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Path) -> None:
     for kind in ("data", "compute", "save", "forward"):
         assert [len(line[f"{kind}_seconds"]) for line in times] == [2] * STEPS
     assert [all(line["save_seconds"]) for line in times] == [step in (5, 9) for step in range(1, STEPS + 1)]
-    assert set(entry["losses"]) == {"mse", "vb"}
-    assert entry["loss"] == pytest.approx(sum(entry["losses"].values()))
     assert (entry["step"], entry["images_seen"], entry["mfu"]) == (STEPS, STEPS * 8, None)
     assert (uninterrupted / "checkpoints" / "latest").read_text().strip() == "step-00000012"
     config = (uninterrupted / "config.yaml").read_text()
