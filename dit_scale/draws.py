@@ -69,9 +69,13 @@ def _words(first: int, count: int, device: torch.device) -> Tensor:
     return torch.arange(first + 1, first + count + 1, device=device) * _GAMMA
 
 
-def uniform(seed: int, stream: Stream, positions: Tensor) -> Tensor:
-    """Draw one float64 in [0, 1) for each int64 position, [N]; exact, and the same on every device."""
-    return _shift_right(_bits(seed, stream, positions, 1, 0)[:, 0], 11).double() * 2.0**-53
+def uniform(seed: int, stream: Stream, positions: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+    """Draw float64 in [0, 1), [N, *shape], for int64 positions [N]; exact, and the same on every device.
+
+    The first draw of a position is the same for every ``shape``.
+    """
+    bits = _bits(seed, stream, positions, math.prod(shape), 0)
+    return _shift_right(bits, 11).double().mul(2.0**-53).view(len(positions), *shape)
 
 
 def normal(seed: int, stream: Stream, positions: Tensor, shape: tuple[int, ...], *, counter_offset: int = 0) -> Tensor:

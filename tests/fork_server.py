@@ -25,7 +25,7 @@ _HEAVY = (
     "dit_scale.sampling.job",
     "dit_scale.doctor",
     "dit_scale.interop.importing",
-    "dit_scale.training.trainer",
+    "dit_scale.training.job",
     "preprocessing.encode",
 )
 

@@ -27,9 +27,9 @@ from dit_scale.jobs.status import look
 from dit_scale.report.reading import read_record
 from dit_scale.sampling.protocol import begin_or_go_on
 from dit_scale.supervision.markers import HUNG, STOPPED, read_marker
-from dit_scale.training.bad_steps import FILE_NAME as BAD_STEPS
 from dit_scale.training.bad_steps import _steps_in
 from dit_scale.training.metrics import cut_back
+from dit_scale.training.run_folder import BAD_STEPS
 from preprocessing.job import Job
 from preprocessing.planning import join
 from tests.data.shard_folder import write_folder

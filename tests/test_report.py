@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from dit_scale.report.charts import smoothed
+from dit_scale.report.charts import charts_of, smoothed
 from dit_scale.report.reading import MOST_POINTS, read_record
 from tests.end_to_end.conftest import images, shards  # noqa: F401 (fixtures)
 from tests.end_to_end.runs import settings
@@ -131,13 +131,20 @@ def test_a_long_run_is_thinned_and_keeps_its_extremes(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("w") as file:
         for step in range(1, 50_001):
             loss = 9.0 if step == 31_415 else None if step == 7 else 1.0
-            file.write(json.dumps({"step": step, "loss": loss, "step_seconds": 1.0, "images_per_second": 8.0}) + "\n")
+            line = {"step": step, "loss": loss, "step_seconds": 1.0, "images_per_second": 8.0}
+            line["losses"] = {"mse": loss} if step < 40_000 else {"mse": loss, "likeness": 0.5}
+            file.write(json.dumps(line) + "\n")
     record = read_record(tmp_path)
     curve = record.curves["loss"]
     assert MOST_POINTS / 2 < len(curve.steps) <= MOST_POINTS + 1
     assert curve.steps[-1] == 50_000
     assert max(curve.most) == 9.0
     assert record.curves["mfu"].steps == []
+    (terms,) = (json.loads(chart.figure)["data"] for chart in charts_of(record) if chart.name == "losses")
+    assert [trace["name"] for trace in terms] == ["likeness", "mse"]
+    assert terms[1]["x"] == curve.steps
+    assert terms[0]["x"] == [step for step in curve.steps if step >= 40_000]
+    assert set(terms[0]["y"]) == {0.5}
 
 
 def test_time_lost_is_between_the_steps_that_count(tmp_path: Path) -> None:

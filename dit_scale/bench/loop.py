@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.data.loader import Batch
-from dit_scale.diffusion import build_objective
+from dit_scale.diffusion import build_objective, total
 from dit_scale.distributed.runtime import World
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.models.kernel_timing import AttentionShape, backend_of_training
+from dit_scale.training.loss import LossFunction
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import LossFunction, compute_gradient
+from dit_scale.training.step import compute_gradient
 from dit_scale.zero.batches import plan_batches
 from dit_scale.zero.engine import DTYPES, build_engine, wrap_blocks
 from dit_scale.zero.optimizer_state import OptimizerState
@@ -54,21 +55,26 @@ class Loop:
         self._verdict: Verdict | None = None
 
     def step(self) -> Tensor:
-        """Take a step, move the EMA by the one before, and return the mean loss, which nothing waits for."""
+        """Take a step and return the mean loss, which nothing waits for."""
         losses = compute_gradient(self.engine, self.loss_function, self.batch, self.plan)
-        if self._verdict is not None and self._verdict.was_updated:
-            self.state.update_emas()
-        self._verdict = self.gate.step()
-        return losses.mean()
+        self._update()
+        self._move_ema()
+        return losses.total.mean()
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """Return a step cut into what it consists of, to be called in this order."""
-        self._verdict = None  # their EMA moves at once
         return {
             "forward and backward": lambda: compute_gradient(self.engine, self.loss_function, self.batch, self.plan),
-            "optimizer": self.gate.step,
-            "EMA": self.state.update_emas,
+            "optimizer": self._update,
+            "EMA": self._move_ema,
         }
+
+    def _update(self) -> None:
+        self._verdict = self.gate.step()
+
+    def _move_ema(self) -> None:
+        assert self._verdict is not None, "the optimizer comes first"
+        self.state.update_emas(self._verdict)
 
 
 def _pinned(batch: Batch) -> Batch:
@@ -102,7 +108,7 @@ class PlainLoop:
             moments, labels, positions = (
                 tensor.to(self._device, non_blocking=True) for tensor in (batch.moments, batch.labels, batch.positions)
             )
-            self._loss_function.loss(self._model, moments, labels, positions).mean().backward()
+            total(self._loss_function(self._model, moments, labels, positions)).mean().backward()
 
         def update() -> None:
             norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])

@@ -61,7 +61,7 @@ def _train(options: argparse.Namespace) -> None:
     if World.from_environment().world_size > 1:
         die_with_parent()
     config = load_config(Config, options.config, options.overrides)
-    from dit_scale.training.trainer import train
+    from dit_scale.training.job import train
 
     train(config, stop)
 

@@ -6,7 +6,7 @@ Nothing here draws a random number: times and noise are passed in.
 from dit_scale.diffusion.flow import FlowMatching
 from dit_scale.diffusion.gaussian import GaussianDiffusion
 from dit_scale.diffusion.guidance import guided
-from dit_scale.diffusion.losses import Losses
+from dit_scale.diffusion.losses import Term, Terms, total
 from dit_scale.diffusion.objective import Objective, build_objective
 from dit_scale.diffusion.solvers import SOLVERS, choose_solver
 
@@ -14,9 +14,11 @@ __all__ = [
     "SOLVERS",
     "FlowMatching",
     "GaussianDiffusion",
-    "Losses",
     "Objective",
+    "Term",
+    "Terms",
     "build_objective",
     "choose_solver",
     "guided",
+    "total",
 ]

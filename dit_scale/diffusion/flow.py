@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dit_scale.diffusion.losses import Denoiser, LabelledDenoiser, Losses, sample_mean
+from dit_scale.diffusion.losses import LabelledDenoiser, Term, Terms, sample_mean
 from dit_scale.errors import InputError, nearest
 
 TIME_DISTRIBUTIONS = ("uniform", "logit_normal")
@@ -31,6 +31,7 @@ class FlowMatching:
 
     solvers: ClassVar[tuple[str, ...]] = ("euler", "midpoint", "heun", "dopri5", "sde")
     default_solver: ClassVar[str] = "heun"
+    num_times: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.time_distribution not in TIME_DISTRIBUTIONS:
@@ -54,13 +55,12 @@ class FlowMatching:
         """Return t [N] for the times that a network is told."""
         return 1 - network_time
 
-    def loss(self, denoiser: Denoiser, latent: Tensor, noise: Tensor, time: Tensor, label: Tensor) -> Losses:
-        """Return the squared error of the velocity of each sample, in fp32 (rectified flow, 2209.03003, eq. 1)."""
+    def loss(self, denoiser: LabelledDenoiser, latent: Tensor, noise: Tensor, time: Tensor) -> Terms:
+        """Return ``mse``, the squared error of each sample's velocity (rectified flow, 2209.03003, eq. 1)."""
         latent, noise, t = latent.float(), noise.float(), time[:, None, None, None].float()
         noised = (1 - t) * latent + t * noise
-        velocity = self.velocity(lambda noised, time: denoiser(noised, time, label), noised, time)
-        mse = sample_mean((noise - latent - velocity) ** 2)  # [N]
-        return Losses(mse, mse, None)
+        velocity = self.velocity(denoiser, noised, time)
+        return {"mse": Term(sample_mean((noise - latent - velocity) ** 2))}  # [N]
 
     def velocity(self, denoiser: LabelledDenoiser, noised: Tensor, time: Tensor) -> Tensor:
         """Return d(noised)/dt [N, C, S, S] at ``time`` [N], in fp32; output channels past C are not used."""

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dit_scale.diffusion.losses import Denoiser, Losses, discretized_gaussian_nll, gaussian_kl, sample_mean
+from dit_scale.diffusion.losses import LabelledDenoiser, Term, Terms, discretized_gaussian_nll, gaussian_kl, sample_mean
 from dit_scale.diffusion.schedule import NoiseSchedule, Tables, build_schedule, space_timesteps
 from dit_scale.errors import InputError, nearest
 
@@ -40,6 +40,7 @@ class GaussianDiffusion:
 
     solvers: ClassVar[tuple[str, ...]] = ("ddpm", "ddim", "dpm-solver++")
     default_solver: ClassVar[str] = "ddpm"
+    num_times: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -68,8 +69,8 @@ class GaussianDiffusion:
         at = self.noise_schedule.tables(latent.device).at(timestep)
         return at.alpha * latent.float() + at.sigma * noise.float()
 
-    def loss(self, denoiser: Denoiser, latent: Tensor, noise: Tensor, time: Tensor, label: Tensor) -> Losses:
-        """Return MSE + lambda * T * VB of each sample, in fp32 (2102.09672, eq. 16).
+    def loss(self, denoiser: LabelledDenoiser, latent: Tensor, noise: Tensor, time: Tensor) -> Terms:
+        """Return ``mse`` and, with ``learn_sigma``, ``vb``: lambda * T * VB of each sample (2102.09672, eq. 16).
 
         The bound L_vlb is a sum over T timesteps, of which one is drawn; the published lambda is 0.001.
 
@@ -79,15 +80,15 @@ class GaussianDiffusion:
         at = self.noise_schedule.tables(latent.device).at(time)
         latent, noise = latent.float(), noise.float()
         noised = at.alpha * latent + at.sigma * noise  # DDPM, eq. 4
-        prediction, range_logits = self.split_output(denoiser(noised, time, label), latent.shape[1])
+        prediction, range_logits = self.split_output(denoiser(noised, time), latent.shape[1])
         mse = sample_mean((self._target(latent, noise, at) - prediction) ** 2)  # [N]
         if range_logits is None:
-            return Losses(mse, mse, None)
+            return {"mse": Term(mse)}
         # The bound teaches the variance alone: its mean is cut from the graph (section 3.1).
         frozen_x0 = self._x0(prediction.detach(), noised, at)
         model = Posterior(_posterior_mean(frozen_x0, noised, at), self._log_variance(range_logits, at))
         vb = _variational_bound(model, latent, noised, time, at)  # [N]
-        return Losses(mse + vb * self.num_timesteps / 1000, mse, vb)
+        return {"mse": Term(mse), "vb": Term(vb * self.num_timesteps / 1000)}
 
     def posterior(self, output: Tensor, noised: Tensor, at: Tables) -> Posterior:
         """Return p(x_{t-1} | x_t) of the network's ``output`` at a step's tables (DDPM, eq. 7)."""

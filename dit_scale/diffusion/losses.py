@@ -1,7 +1,7 @@
-"""What an objective is given, what it returns, and the likelihood terms it is made of."""
+"""What an objective is given, the named terms it returns, and the likelihood terms it is made of."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,12 +14,25 @@ LabelledDenoiser = Callable[[Tensor, Tensor], Tensor]
 """``(noised_latent, time) -> output``: a network whose labels, and guidance, are settled."""
 
 
-class Losses(NamedTuple):
-    """The loss of each sample, and its parts; all [N], in fp32."""
+class Term(NamedTuple):
+    """One term of a loss."""
 
-    loss: Tensor
-    mse: Tensor
-    vb: Tensor | None
+    value: Tensor
+    """Of each sample, [N], in fp32: what is logged."""
+    weight: float = 1.0
+    """What it is multiplied with in the loss."""
+
+
+Terms = dict[str, Term]
+"""A loss as the terms it is the weighted sum of, by the names under which they are logged."""
+
+
+def total(terms: Mapping[str, Term]) -> Tensor:
+    """Return the weighted sum [N] of the terms, in their order."""
+    first, *others = (value if weight == 1.0 else weight * value for value, weight in terms.values())
+    for other in others:
+        first = first + other
+    return first
 
 
 def sample_mean(values: Tensor) -> Tensor:

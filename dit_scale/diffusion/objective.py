@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dit_scale.diffusion.flow import FlowMatching
 from dit_scale.diffusion.gaussian import GaussianDiffusion
-from dit_scale.diffusion.losses import Denoiser, Losses
+from dit_scale.diffusion.losses import LabelledDenoiser, Terms
 from dit_scale.errors import InputError, nearest
 
 
@@ -22,14 +22,21 @@ class Objective(Protocol):
     def default_solver(self) -> str:
         """The solver where none is named."""
 
+    @property
+    def num_times(self) -> int:
+        """How many times are drawn for an image: k, 1 of the published objectives."""
+
     def times_from_uniform(self, uniform: Tensor) -> Tensor:
-        """Map draws [N] from [0, 1) to training times [N]: integer timesteps, or t in [0, 1]."""
+        """Map draws from [0, 1) to training times: integer timesteps, or t in [0, 1].
+
+        Both are [N], or [N, k] where there are several times an image.
+        """
 
     def noise_levels(self, network_time: Tensor) -> Tensor:
         """Map the times [N] that a network is told to t [N]: 0 at the latent, 1 at noise."""
 
-    def loss(self, denoiser: Denoiser, latent: Tensor, noise: Tensor, time: Tensor, label: Tensor) -> Losses:
-        """Return the loss of each of N samples for a latent [N, C, S, S], its noise, times and labels."""
+    def loss(self, denoiser: LabelledDenoiser, latent: Tensor, noise: Tensor, time: Tensor) -> Terms:
+        """Return the terms of the loss for latents [N, C, S, S], their noise and their times [N] or [N, k]."""
 
 
 OBJECTIVES: dict[str, type[GaussianDiffusion] | type[FlowMatching]] = {

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.utils import PlotlyJSONEncoder
 
-from dit_scale.report.reading import Curve, Record, Restart
+from dit_scale.report.reading import TERM, Curve, Record, Restart
 
 _BLUE, _ORANGE, _GREEN, _RED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
 _SMOOTHING = 0.01
@@ -32,8 +32,10 @@ class Chart:
 def charts_of(record: Record) -> list[Chart]:
     """Return the charts for which there is something to draw."""
     curves, restarts = record.curves, record.restarts
+    terms = {name.removeprefix(TERM): curve for name, curve in sorted(curves.items()) if name.startswith(TERM)}
     found = [
         _noisy("loss", "Loss", curves["loss"], restarts, is_log=_spans(curves["loss"], 3.0)),
+        _plain("losses", "Terms of the loss", terms, restarts),
         _noisy("grad-norm", "Gradient norm", curves["grad_norm"], restarts, is_log=True),
         _plain("validation", "Validation loss", {"validation loss": curves["validation_loss"]}, restarts),
         *_evaluations(record),

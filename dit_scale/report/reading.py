@@ -21,11 +21,14 @@ MOST_POINTS = 2000
 """Of a curve; each stands for as many steps as it takes."""
 _MEANS = ("learning_rate", "images_per_second", "mfu", "data_seconds", "compute_seconds", "save_seconds")
 _WITH_EXTREMES = ("loss", "grad_norm")
+TERM = "loss/"
+"""Begins the name of the curve of a term of the loss."""
 
 
 class _Line(Step):
     time: NotRequired[float | None]
     step_seconds: NotRequired[float]
+    losses: NotRequired[dict[str, float | None]]
 
 
 class _Evaluation(Step):
@@ -117,8 +120,11 @@ def _read_metrics(path: Path, joints: Container[int]) -> tuple[dict[str, Curve],
             lost[int(last["step"])] = max(0.0, line["time"] - before - line["step_seconds"])
         last = line
         num_skipped += bool(line.get("skipped"))
+        terms = {TERM + str(name): value for name, value in line.get("losses", {}).items()}
+        for name in terms.keys() - curves.keys():
+            curves[name], waiting[name] = Curve(), []
         for name, values in waiting.items():
-            if isinstance(value := line.get(name), int | float):
+            if isinstance(value := (line | terms).get(name), int | float):
                 values.append(float(value))
         if line["step"] % stretch == 0:
             _flush(curves, waiting, line["step"])

@@ -54,7 +54,9 @@ class Dashboard:
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Log the metrics of one step."""
-        values = {key: value for key, value in metrics.items() if value is not None and key not in ("step", "time")}
+        values = {key: value for key, value in metrics.items() if key not in ("step", "time", "losses")}
+        values |= {f"loss/{name}": value for name, value in metrics.get("losses", {}).items()}
+        values = {key: value for key, value in values.items() if value is not None}
         self._ask(lambda run: run.log(values, step=metrics["step"]))
 
     def log_picture(self, path: Path, step: int) -> None:

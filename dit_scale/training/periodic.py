@@ -10,12 +10,12 @@ from dit_scale.diffusion import Objective
 from dit_scale.distributed.runtime import World
 from dit_scale.supervision.conveniences import Conveniences
 from dit_scale.supervision.phases import Phases
-from dit_scale.training.ema import ShardedEMA
 from dit_scale.training.ema_images import EMAImages
 from dit_scale.training.evaluation import Evaluation, check_is_measured
+from dit_scale.training.loss import LossFunction
 from dit_scale.training.preview import Preview
 from dit_scale.training.run_log import RunLog
-from dit_scale.training.step import LossFunction
+from dit_scale.training.state import TrainingState
 from dit_scale.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class PeriodicTasks:
         """Whether anything follows this step."""
         return self._validates(step) or self._evaluates(step) or self._draws(step)
 
-    def measure(self, step: int, engine: Any, ema: ShardedEMA, run_log: RunLog) -> dict[str, float]:
+    def measure(self, step: int, engine: Any, state: TrainingState, run_log: RunLog) -> dict[str, float]:
         """Return what is measured after this step, written down (collective)."""
         measured: dict[str, float] = {}
         if self._validation is not None and self._validates(step):
@@ -60,30 +60,30 @@ class PeriodicTasks:
             measured["validation_loss"] = loss
             run_log.validation(step, loss, self._validation.num_images)
         if self._evaluation is not None and self._evaluates(step):
-            self._tell_youth(ema)
+            self._tell_youth(state)
             with self._phases("evaluation"):
-                metrics = self._evaluation.scores(ema, step)
+                metrics = self._evaluation.scores(state.ema, step)
             if metrics:
                 measured |= metrics
                 run_log.evaluation(step, metrics)
         return measured
 
-    def draw(self, step: int, ema: ShardedEMA, run_log: RunLog) -> None:
+    def draw(self, step: int, state: TrainingState, run_log: RunLog) -> None:
         """Draw the preview that follows this step (collective)."""
         if self._preview is None or not self._draws(step):
             return
-        self._tell_youth(ema)
+        self._tell_youth(state)
         with self._phases("preview"):
-            picture = self._preview.draw(ema, step)
+            picture = self._preview.draw(state.ema, step)
         if picture is not None:
             run_log.picture(picture, step)
 
-    def _tell_youth(self, ema: ShardedEMA) -> None:
+    def _tell_youth(self, state: TrainingState) -> None:
         """Say once, on rank zero, that the images show what the run began with rather than what it has learnt."""
         if self._is_told:
             return
         self._is_told = True
-        if said := youth(self._config.train.ema_decay, ema.num_updates):
+        if said := youth(self._config.train.ema_decay, state.num_updates):
             log.warning(
                 "previews and evaluations show the EMA: %s; dit-scale sample --weights master shows the trained "
                 "weights, and a smaller train.ema_decay forgets the start sooner",

@@ -11,6 +11,8 @@ from dit_scale.errors import InputError
 from dit_scale.files import exclusive_lock, make_writable_folder
 from dit_scale.supervision.history import LOCK
 
+CHECKPOINTS, BAD_STEPS = "checkpoints", "bad-steps.jsonl"
+
 
 @contextmanager
 def only_writer(run_dir: Path) -> Iterator[None]:

@@ -11,8 +11,9 @@ from dit_scale.checkpoint import Checkpoint, State, content_digests
 from dit_scale.checkpoint.averages import EMA, ema_kind
 from dit_scale.checkpoint.post_hoc import decay_at, gamma_of, power_kind
 from dit_scale.config import TrainSection
-from dit_scale.training.ema import ShardedEMA
+from dit_scale.training.ema import Moves, ShardedEMA
 from dit_scale.zero.optimizer_state import ADAM_MOMENTS, OptimizerState
+from dit_scale.zero.update_guard import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,6 @@ class TrainingState:
 
     def __init__(self, optimizer: OptimizerState, train: TrainSection):
         self.optimizer = optimizer
-        self._num_updates = 0
         self._decays = _decays_of(train)
         self._begin_emas()
 
@@ -31,11 +31,16 @@ class TrainingState:
         """The average that previews and samples show."""
         return self.emas[EMA]
 
-    def update_emas(self) -> None:
-        """Move every average by one step."""
-        self._num_updates += 1
-        for ema in self.emas.values():
-            ema.update(self._num_updates)
+    @property
+    def num_updates(self) -> int:
+        """The updates that the run has taken; asking waits for the device."""
+        return self._moves.num_updates
+
+    def update_emas(self, verdict: Verdict) -> None:
+        """Move every average by one update, unless it was discarded; the host does not wait to know."""
+        moves = self._moves.next(verdict.is_discarded_there)
+        for ema, by in zip(self.emas.values(), moves, strict=True):
+            ema.move(by)
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Begin with fp32 weights, which the engine may have rounded to bf16; the EMAs begin with them, too."""
@@ -67,7 +72,8 @@ class TrainingState:
             saved_as = kind if kind in checkpoint.kinds else EMA
             for fragment, tensor in zip(optimizer.owned, ema.tensors, strict=True):
                 tensor.copy_(checkpoint.read(saved_as, fragment.name, fragment.offset, fragment.numel))
-        optimizer.adam_step = self._num_updates = checkpoint.adam_step
+        optimizer.adam_step = checkpoint.adam_step
+        self._begin_moves(checkpoint.adam_step)
         optimizer.publish()
         self._verify(checkpoint)
 
@@ -81,7 +87,11 @@ class TrainingState:
         return kinds | {kind: ema.tensors for kind, ema in self.emas.items()}
 
     def _begin_emas(self) -> None:
-        self.emas = {kind: ShardedEMA(self.optimizer, decay_at) for kind, decay_at in self._decays.items()}
+        self.emas = {kind: ShardedEMA(self.optimizer) for kind in self._decays}
+        self._begin_moves(0)
+
+    def _begin_moves(self, num_updates: int) -> None:
+        self._moves = Moves(list(self._decays.values()), num_updates, self.optimizer.master[0].device)
 
     def _verify(self, checkpoint: Checkpoint) -> None:
         loaded = content_digests(self.part())

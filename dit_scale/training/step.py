@@ -1,70 +1,58 @@
-"""What a training step computes: the loss, its gradient, the rate of its update."""
+"""What a training step computes: the gradient of a global batch, and the rate of its update."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dit_scale import draws
 from dit_scale.config import TrainSection
 from dit_scale.data.loader import Batch
-from dit_scale.diffusion import Objective
-from dit_scale.draws import Stream
-from dit_scale.latents import LatentSpec, sample_latent
+from dit_scale.diffusion import Terms, total
 from dit_scale.zero.batches import BatchPlan
 
 
-@dataclass(frozen=True)
-class LossFunction:
-    """What is trained: objective, latents and the draws that each image gets."""
+class Losses(NamedTuple):
+    """The losses of this rank's images, still on the device; each [n], 0 for a record set aside."""
 
-    objective: Objective
-    latents: LatentSpec
-    seed: int
-    label_dropout: float
-    null_label: int | None
-
-    def loss(self, denoiser: Callable[..., Tensor], moments: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
-        """Return the loss of each image, [N]: moments [N, 2C, H, W], labels [N], stream positions [N]."""
-        shape = self.latents.shape
-        latent = sample_latent(moments, draws.normal(self.seed, Stream.POSTERIOR, positions, shape), self.latents)
-        noise = draws.normal(self.seed, Stream.NOISE, positions, shape)
-        time = self.objective.times_from_uniform(draws.uniform(self.seed, Stream.TIME, positions))
-        if self.null_label is not None:
-            dropped = draws.uniform(self.seed, Stream.LABEL_DROPOUT, positions) < self.label_dropout
-            labels = torch.where(dropped, self.null_label, labels)
-        return self.objective.loss(denoiser, latent, noise, time, labels).loss
+    total: Tensor
+    """The weighted sum of the terms: what the gradient is of."""
+    terms: dict[str, Tensor]
+    """Without their weights, by name."""
 
 
-def compute_gradient(engine: Any, loss_function: LossFunction, batch: Batch, plan: BatchPlan) -> Tensor:
-    """Leave the gradient of a global batch in the engine, from this rank's part of it; the next step applies it.
-
-    Returns the loss of each of this rank's images, [n], still on the device (0 for a record set aside).
-    """
+def compute_gradient(engine: Any, loss_function: Callable[..., Terms], batch: Batch, plan: BatchPlan) -> Losses:
+    """Leave the gradient of a global batch in the engine, from this rank's part of it; the next step applies it."""
     dtype = next(engine.module.parameters()).dtype
 
-    def denoiser(noised_latent: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
-        return engine(noised_latent.to(dtype), timestep, label)
+    def network(noised_latent: Tensor, *conditions: Tensor, **asked: Any) -> Any:
+        return engine(noised_latent.to(dtype), *conditions, **asked)
 
     is_whole = torch.ones(len(batch.positions))
     is_whole[list(batch.damaged)] = 0.0  # a record set aside has no part in the step
-    all_losses = []
+    totals: list[Tensor] = []
+    values: dict[str, list[Tensor]] = {}
     for part in plan.micro_batches:
         moments, labels, positions = (
             tensor[part].to(engine.device, non_blocking=True)
             for tensor in (batch.moments, batch.labels, batch.positions)
         )
-        losses = loss_function.loss(denoiser, moments, labels, positions)  # [micro batch]
-        losses = losses * is_whole[part].to(engine.device) if batch.damaged else losses
+        counts = is_whole[part].to(engine.device) if batch.damaged else None
+        terms = loss_function(network, moments, labels, positions)
+        losses = _counted(total(terms), counts)  # [micro batch]
         # DeepSpeed divides by the number of micro steps; the gradient is to be the mean over the rank's images.
         engine.backward(losses.sum() * (plan.gradient_accumulation_steps / plan.batch_size_per_rank))
         if not engine.is_gradient_accumulation_boundary():
             engine.step()  # counts the micro step
-        all_losses.append(losses.detach())
-    return torch.cat(all_losses).float()
+        totals.append(losses.detach())
+        for name, term in terms.items():
+            values.setdefault(name, []).append(_counted(term.value.detach(), counts))
+    return Losses(torch.cat(totals).float(), {name: torch.cat(parts).float() for name, parts in values.items()})
+
+
+def _counted(losses: Tensor, counts: Tensor | None) -> Tensor:
+    return losses if counts is None else losses * counts
 
 
 def learning_rate_at(step: int, train: TrainSection) -> float:

@@ -9,8 +9,9 @@ import torch.distributed as dist
 
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
+from dit_scale.diffusion import total
 from dit_scale.distributed.runtime import World
-from dit_scale.training.step import LossFunction
+from dit_scale.training.loss import LossFunction
 
 _SEED = 0x76616C6964  # "valid": apart from the draws of training
 
@@ -22,7 +23,7 @@ class Validation:
         self._dataset, self._world = dataset, world
         self._records = dataset.held_out()[: config.validation.num_images]
         self._loss_function = replace(
-            loss_function, seed=loss_function.seed + _SEED, null_label=None
+            loss_function, seed=loss_function.seed + _SEED, null_label=None, auxiliary=()
         )  # no label is dropped
         self._micro_batch = config.train.micro_batch_size_per_gpu
 
@@ -35,7 +36,7 @@ class Validation:
     def loss(self, engine: Any) -> float:
         """Return the mean loss (collective: each rank computes its part)."""
         dtype = next(engine.module.parameters()).dtype
-        total = torch.zeros((), dtype=torch.float64, device=engine.device)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
         engine.eval()
         for places in self._batches():
             is_record = places < len(self._records)
@@ -44,11 +45,11 @@ class Validation:
                 tensor.to(engine.device)
                 for tensor in (moments, labels, torch.from_numpy(places), torch.from_numpy(is_record))
             )
-            losses = self._loss_function.loss(lambda x, t, y: engine(x.to(dtype), t, y), moments, labels, positions)
-            total += (losses.double() * counted).sum()
+            terms = self._loss_function(lambda x, t, y: engine(x.to(dtype), t, y), moments, labels, positions)
+            loss_sum += (total(terms).double() * counted).sum()
         engine.train()
-        dist.all_reduce(total)
-        return total.item() / len(self._records)
+        dist.all_reduce(loss_sum)
+        return loss_sum.item() / len(self._records)
 
     def _batches(self) -> "list[np.ndarray]":
         """Return this rank's places among the records; all ranks have as many batches, the last may reach beyond."""

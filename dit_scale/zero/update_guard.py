@@ -23,6 +23,8 @@ class Verdict:
     """What became of an update; asking waits until the device has judged it."""
 
     def __init__(self, norm: Tensor, is_discarded: Tensor):
+        """Both are fp32 [] on the device that judged; ``is_discarded`` is 1 or 0."""
+        self.norm_there, self.is_discarded_there = norm, is_discarded
         self._numbers = Readback(torch.stack((norm, is_discarded)))
 
     @property
@@ -48,7 +50,10 @@ class UpdateGuard:
         self._engine, self._max_grad_norm = engine, max_grad_norm
         self._stage: int = engine.zero_optimization_stage()
         self._adam: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
-        self._limit = math.inf
+        is_offloaded = engine.zero_offload_optimizer() is not None
+        self.device: torch.device = torch.device("cpu") if is_offloaded else engine.device
+        """Which judges: that of the optimizer's state."""
+        self._limit: float | Tensor = math.inf
         self._verdict: Verdict | None = None
         if self._stage in (1, 2):
             self._norm_of_deepspeed = engine.optimizer.scaled_global_norm
@@ -58,8 +63,11 @@ class UpdateGuard:
             self._norms_of_stage_3 = engine.optimizer._get_norm_groups
             engine.optimizer._get_norm_groups = lambda: [self._judge()]
 
-    def step(self, limit: float = math.inf) -> Verdict:
-        """Take the engine's step at the end of a batch, unless the norm is above ``limit`` (collective)."""
+    def step(self, limit: float | Tensor = math.inf) -> Verdict:
+        """Take the engine's step at the end of a batch, unless the norm is above ``limit`` (collective).
+
+        A limit that only the device knows is a number [] there.
+        """
         self._limit = limit
         if self._stage == 0:
             self._judge()
@@ -70,10 +78,9 @@ class UpdateGuard:
 
     def _judge(self) -> float:
         """Judge the gradient and tell Adam; return the norm that DeepSpeed is told: one with which nothing is wrong."""
-        norm = self._norm()
-        if self._engine.zero_offload_optimizer() is not None:
-            norm = norm.cpu()  # where Adam is
-        passes = torch.isfinite(norm) & (norm <= self._limit)
+        norm = self._norm().to(self.device)
+        limit = self._limit.to(norm.dtype) if isinstance(self._limit, Tensor) else self._limit
+        passes = torch.isfinite(norm) & (norm <= limit)
         self._adam.found_inf = (~passes).float()
         if self._max_grad_norm:
             scale = (norm + 1e-6) / self._max_grad_norm  # as PyTorch's clipping has it

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit_scale.diffusion import GaussianDiffusion
+from dit_scale.diffusion import GaussianDiffusion, total
 from dit_scale.diffusion.losses import discretized_gaussian_nll, gaussian_kl
 from dit_scale.errors import InputError
 from tests.parity import assert_parity, load_tiny
 
 LATENT, NOISE = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
-TIME, LABEL = torch.tensor([0, 1, 500, 999]), torch.zeros(4, dtype=torch.long)
+TIME = torch.tensor([0, 1, 500, 999])
 
 
 @pytest.mark.parametrize("name", ["tiny_a", "tiny_b"])
@@ -19,11 +19,15 @@ def test_losses_and_gradients_as_published(name: str) -> None:
     latent, noise, time, label = (tiny.io[key] for key in ("x", "noise", "t", "loss_y"))
     diffusion = GaussianDiffusion()
     assert_parity(f"{name}_io q_sample", diffusion.add_noise(latent, noise, time), tiny.io["q_sample"])
-    losses = diffusion.loss(tiny.model, latent, noise, time, label)
-    for part in ("loss", "mse", "vb"):
-        assert_parity(f"{name}_io train_{part}", getattr(losses, part), tiny.io[f"train_{part}"])
-    assert_parity(f"{name}.json loss_mean", losses.loss.mean(), tiny.facts["loss_mean"])
-    losses.loss.mean().backward()
+    terms = diffusion.loss(lambda noised, time: tiny.model(noised, time, label), latent, noise, time)
+    assert set(terms) == {"mse", "vb"}
+    for part, term in terms.items():
+        assert term.weight == 1.0
+        assert_parity(f"{name}_io train_{part}", term.value, tiny.io[f"train_{part}"])
+    loss = total(terms)
+    assert_parity(f"{name}_io train_loss", loss, tiny.io["train_loss"])
+    assert_parity(f"{name}.json loss_mean", loss.mean(), tiny.facts["loss_mean"])
+    loss.mean().backward()
     norms = {key: value.grad.norm() for key, value in tiny.model.named_parameters() if value.grad is not None}
     assert norms.keys() == tiny.facts["grad_norms"].keys()
     reference = torch.tensor(list(tiny.facts["grad_norms"].values()))
@@ -41,12 +45,10 @@ def true_prediction(prediction: str, noised: Tensor, time: Tensor) -> Tensor:
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
 def test_a_perfect_network_has_no_squared_error(prediction: str) -> None:
     diffusion = GaussianDiffusion(prediction=prediction, learn_sigma=False)
-    losses = diffusion.loss(
-        lambda noised, time, _: true_prediction(prediction, noised, time), LATENT, NOISE, TIME, LABEL
-    )
-    assert losses.mse.max() < 1e-10
-    wrong = diffusion.loss(lambda noised, time, _: torch.zeros_like(noised), LATENT, NOISE, TIME, LABEL)
-    assert wrong.mse.min() > 0.5
+    terms = diffusion.loss(lambda noised, time: true_prediction(prediction, noised, time), LATENT, NOISE, TIME)
+    assert terms["mse"].value.max() < 1e-10
+    wrong = diffusion.loss(lambda noised, _: torch.zeros_like(noised), LATENT, NOISE, TIME)
+    assert wrong["mse"].value.min() > 0.5
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
@@ -63,12 +65,11 @@ def test_every_prediction_implies_the_same_latent_and_noise(prediction: str) -> 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
 def test_the_bound_is_least_for_the_true_posterior(prediction: str) -> None:
     def bound(range_logit: float, offset: float) -> Tensor:
-        def denoiser(noised: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        def denoiser(noised: Tensor, time: Tensor) -> Tensor:
             exact = true_prediction(prediction, noised, time).float() + offset
             return torch.cat([exact, torch.full_like(exact, range_logit)], dim=1)
 
-        vb = GaussianDiffusion(prediction=prediction).loss(denoiser, LATENT, NOISE, TIME, LABEL).vb
-        assert vb is not None
+        vb = GaussianDiffusion(prediction=prediction).loss(denoiser, LATENT, NOISE, TIME)["vb"].value
         return vb[1:]  # at timestep 0 the bound is a likelihood, not a divergence
 
     assert bound(-1.0, 0.0).max() < 1e-5  # the lower bound of the range is the posterior's variance
@@ -78,27 +79,28 @@ def test_the_bound_is_least_for_the_true_posterior(prediction: str) -> None:
 
 def test_the_bound_teaches_only_the_variance() -> None:
     output = torch.randn(4, 8, 8, 8, requires_grad=True)
-    losses = GaussianDiffusion().loss(lambda *_: output, LATENT, NOISE, TIME, LABEL)
-    assert losses.vb is not None
-    losses.vb.sum().backward()
+    GaussianDiffusion().loss(lambda *_: output, LATENT, NOISE, TIME)["vb"].value.sum().backward()
     assert output.grad is not None
     assert torch.count_nonzero(output.grad[:, :4]) == 0
     assert torch.count_nonzero(output.grad[:, 4:]) > 0
 
 
 def test_the_bound_is_weighted_by_the_number_of_timesteps() -> None:
-    output = torch.zeros(4, 8, 8, 8)
-    losses = GaussianDiffusion(num_timesteps=250).loss(lambda *_: output, LATENT, NOISE, TIME.clamp(max=249), LABEL)
-    assert losses.vb is not None
-    torch.testing.assert_close(losses.loss, losses.mse + 0.25 * losses.vb)
+    output, time = torch.zeros(4, 8, 8, 8), torch.tensor([1, 50, 100, 249])
+    diffusion = GaussianDiffusion(num_timesteps=250)
+    noised, at = diffusion.add_noise(LATENT, NOISE, time), diffusion.noise_schedule.tables(LATENT.device).at(time)
+    true_mean = at.posterior_x0 * LATENT + at.posterior_noised * noised
+    nats = gaussian_kl(true_mean, at.posterior_log_variance, *diffusion.posterior(output, noised, at))
+    vb = diffusion.loss(lambda *_: output, LATENT, NOISE, time)["vb"].value
+    torch.testing.assert_close(vb, 0.25 * nats.flatten(1).mean(dim=1) / math.log(2))
 
 
 def test_losses_are_fp32_for_a_bf16_network() -> None:
     output = torch.randn(4, 8, 8, 8)
-    losses = GaussianDiffusion().loss(lambda *_: output.bfloat16(), LATENT, NOISE, TIME, LABEL)
-    exact = GaussianDiffusion().loss(lambda *_: output.bfloat16().float(), LATENT, NOISE, TIME, LABEL)
-    assert losses.loss.dtype == torch.float32
-    assert torch.equal(losses.loss, exact.loss)
+    loss = total(GaussianDiffusion().loss(lambda *_: output.bfloat16(), LATENT, NOISE, TIME))
+    exact = total(GaussianDiffusion().loss(lambda *_: output.bfloat16().float(), LATENT, NOISE, TIME))
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, exact)
 
 
 def test_without_learned_sigma_the_variance_is_the_posteriors() -> None:
@@ -107,7 +109,7 @@ def test_without_learned_sigma_the_variance_is_the_posteriors() -> None:
     posterior = diffusion.posterior(NOISE, LATENT, at)
     expected = torch.from_numpy(diffusion.noise_schedule.posterior_variance)[TIME[1:]].float()
     torch.testing.assert_close(posterior.log_variance.flatten()[1:].exp(), expected)
-    assert diffusion.loss(lambda *_: NOISE, LATENT, NOISE, TIME, LABEL).vb is None
+    assert set(diffusion.loss(lambda *_: NOISE, LATENT, NOISE, TIME)) == {"mse"}
 
 
 def test_times_cover_every_timestep_alike_and_never_run_over() -> None:
@@ -141,4 +143,4 @@ def test_bad_options_and_outputs_are_refused() -> None:
     with pytest.raises(InputError, match="schedule 'linea' is unknown; did you mean 'linear'"):
         GaussianDiffusion(schedule="linea")
     with pytest.raises(InputError, match="has 4 channels where learn_sigma=True needs 8"):
-        GaussianDiffusion().loss(lambda *_: NOISE, LATENT, NOISE, TIME, LABEL)
+        GaussianDiffusion().loss(lambda *_: NOISE, LATENT, NOISE, TIME)

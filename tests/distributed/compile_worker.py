@@ -16,8 +16,9 @@ from torch._dynamo.utils import counters
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
+from dit_scale.training.loss import LossFunction
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import LossFunction, compute_gradient
+from dit_scale.training.step import compute_gradient
 from dit_scale.zero.batches import plan_batches
 from dit_scale.zero.engine import build_engine
 from dit_scale.zero.optimizer_state import OptimizerState
@@ -39,7 +40,7 @@ def losses_of(stage: Literal[0, 1, 2, 3], every: int, is_compiled: bool, world: 
     gate, loss_function = UpdateGuard(engine), LossFunction(build_objective("gaussian"), LATENTS, 0, 0.5, 5)
     losses = []
     for step in range(STEPS):
-        losses.append(compute_gradient(engine, loss_function, batch_at(step, BATCH, world), plan).mean().item())
+        losses.append(compute_gradient(engine, loss_function, batch_at(step, BATCH, world), plan).total.mean().item())
         gate.step()
     engine.destroy()
     return losses

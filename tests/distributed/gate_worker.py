@@ -2,8 +2,9 @@
 
     gate_worker DEVICE STAGE …
 
-Prints one JSON line: for each ZeRO stage how far the weights are from PyTorch's, relative to how far they moved, and
-how often the host read a number from the device during a step.
+Prints one JSON line: for each ZeRO stage how far the weights are from PyTorch's, relative to how far they moved, which
+averages are not what a host makes that knows of each update, and how often the host read a number from the device
+during a step.
 """
 
 import json
@@ -16,12 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dit_scale.checkpoint.post_hoc import decay_at, gamma_of
 from dit_scale.config import EngineConfig, TrainSection
-from dit_scale.diffusion import build_objective
+from dit_scale.diffusion import build_objective, total
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.distributed.transfers import Readback
+from dit_scale.training.loss import LossFunction
+from dit_scale.training.spikes import FEWEST_NORMS, SpikeLimit
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import LossFunction, compute_gradient
+from dit_scale.training.step import compute_gradient
 from dit_scale.zero.batches import plan_batches
 from dit_scale.zero.engine import build_engine
 from dit_scale.zero.optimizer_state import OptimizerState
@@ -30,6 +34,8 @@ from tests.distributed.worker import LATENTS, batch_at, small_model, whole_maste
 
 BATCH, STEPS = 4, 4
 DISCARDED = 2
+WIDTH = 0.1
+"""Of a power-function average, whose decay depends on the number of the update."""
 LONGEST = 0.49
 """Between the norms of the gradients here, so that some steps are shortened."""
 
@@ -75,7 +81,7 @@ def expected_weights(loss_function: LossFunction, world: World, device: str) -> 
         batch = batch_at(step, BATCH, world)
         optimizer.zero_grad()
         inputs = (tensor.to(device) for tensor in (batch.moments, batch.labels, batch.positions))
-        loss_function.loss(model, *inputs).mean().backward()
+        total(loss_function(model, *inputs)).mean().backward()
         norm = nn.utils.clip_grad_norm_(trained, LONGEST)
         norms.append(float(norm))
         if step != DISCARDED:
@@ -84,29 +90,58 @@ def expected_weights(loss_function: LossFunction, world: World, device: str) -> 
     return {name: value.cpu() for name, value in model.named_parameters() if value.requires_grad}
 
 
+def is_average(state: TrainingState, kind: str, first: list[Tensor], masters: list[list[Tensor]]) -> bool:
+    """Whether an average is, to the last bit, what a host that knows of each update makes of the weights after it."""
+    averages = [weights.clone() for weights in first]
+    for number, weights in enumerate(masters, 1):
+        decay = 0.9 if kind == "ema" else decay_at(number, gamma_of(WIDTH))
+        torch._foreach_lerp_(averages, weights, 1.0 - decay)
+    expected = state.optimizer.owned_in(averages)
+    return all(torch.equal(mine, theirs) for mine, theirs in zip(state.emas[kind].tensors, expected, strict=True))
+
+
 def measure(
     stage: Literal[0, 1, 2, 3], expected: dict[str, Tensor], loss_function: LossFunction, world: World, device: str
 ) -> dict[str, Any]:
     """Take the steps at a stage."""
-    train = TrainSection(global_batch_size=BATCH, micro_batch_size_per_gpu=2, learning_rate=1e-3, weight_decay=0.0)
+    train = TrainSection(
+        global_batch_size=BATCH,
+        micro_batch_size_per_gpu=2,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        ema_decay=0.9,
+        power_ema_widths=(WIDTH,),
+    )
     plan = plan_batches(train, world.world_size)
     model = small_model()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     engine = build_engine(model, EngineConfig(zero_stage=stage, precision="fp32"), train, plan, world, device)
     state = TrainingState(OptimizerState(engine), train)
     state.start_from(weights)
+    first = [weights.clone() for weights in state.optimizer.owned_masters]
     gate, verdicts, reads = UpdateGuard(engine, LONGEST), [], Reads(device)
+    spikes, masters_of_updates = SpikeLimit(100.0, [1.0] * FEWEST_NORMS, gate.device), []
     for step in range(STEPS):
         batch = batch_at(step, BATCH, world)
         with reads if step else nullcontext():  # the first one puts tables on the GPU
             compute_gradient(engine, loss_function, batch, plan)
-            verdicts.append(gate.step(NOTHING_PASSES) if step == DISCARDED else gate.step())
+            verdict = gate.step(NOTHING_PASSES if step == DISCARDED else spikes.limit())
+            spikes.note(verdict)
+            state.update_emas(verdict)
+        verdicts.append(verdict)
+        if step != DISCARDED:
+            masters_of_updates.append([weights.clone() for weights in state.optimizer.owned_masters])
+    kept = [verdict.norm for verdict in verdicts if verdict.was_updated]
+    assert spikes.norms() == [1.0] * FEWEST_NORMS + kept
+    assert state.num_updates == state.optimizer.adam_step == STEPS - 1
+    averages_differ = [kind for kind in state.emas if not is_average(state, kind, first, masters_of_updates)]
     masters = {name: value.cpu() for name, value in whole_master(state).items()}
     engine.destroy()
     difference = max(float((masters[name] - value).abs().max()) for name, value in expected.items())
     moved = max(float((weights[name] - value).abs().max()) for name, value in expected.items())
     return {
         "difference": difference / moved,
+        "averages_differ": averages_differ,
         "updated": [verdict.was_updated for verdict in verdicts],
         "reads": reads.count,
     }

@@ -16,8 +16,9 @@ from dit_scale.diffusion import build_objective
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.models import DiT
 from dit_scale.planning.memory import TrainingSetup, estimate_memory
+from dit_scale.training.loss import LossFunction
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import LossFunction, compute_gradient
+from dit_scale.training.step import compute_gradient
 from dit_scale.zero.batches import plan_batches
 from dit_scale.zero.engine import build_engine
 from dit_scale.zero.optimizer_state import OptimizerState

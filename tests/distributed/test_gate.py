@@ -16,6 +16,7 @@ def steps_of(device: str, *stages: int) -> dict[str, Any]:
     for stage, steps in found.items():
         assert steps["difference"] == pytest.approx(0.0, abs=2e-4), stage
         assert steps["updated"] == [True, True, False, True], stage
+        assert steps["averages_differ"] == [], stage
     return found
 
 

@@ -24,8 +24,9 @@ from dit_scale.distributed.fragments import completed, laid_out
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
+from dit_scale.training.loss import LossFunction
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import LossFunction, compute_gradient
+from dit_scale.training.step import compute_gradient
 from dit_scale.zero.batches import BatchPlan, plan_batches
 from dit_scale.zero.engine import build_engine, set_learning_rate
 from dit_scale.zero.optimizer_state import OptimizerState
@@ -93,7 +94,7 @@ def check_discarded_updates(
     assert 1e-9 < verdict.norm < math.inf
     if world.is_rank_zero:  # on one rank, in the last micro step
         batch.moments[-1, 0, 0, 0] = math.nan
-    losses = compute_gradient(engine, loss_function, batch, plan)
+    losses = compute_gradient(engine, loss_function, batch, plan).total
     verdict = gate.step()
     assert not verdict.was_updated
     assert not math.isfinite(verdict.norm)
@@ -135,13 +136,13 @@ def main(stage: int, precision: str, action: str, folder: Path, options: set[str
         losses, norms = [], []
         for step in range(first, first + STEPS):
             set_learning_rate(engine, 1e-3)
-            loss = compute_gradient(engine, loss_function, batch_at(step, 12, world), plan).sum()
+            loss = compute_gradient(engine, loss_function, batch_at(step, 12, world), plan).total.sum()
             verdict = gate.step()
             assert verdict.was_updated
             dist.all_reduce(loss)
             losses.append(loss.item() / 12)
             norms.append(verdict.norm)
-            state.update_emas()
+            state.update_emas(verdict)
             for name, value in whole_master(state).items():
                 replica[name].lerp_(value, 1.0 - DECAY)
         check_owned_once(state)

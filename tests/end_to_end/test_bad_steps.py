@@ -59,14 +59,19 @@ def test_the_record_and_the_module_are_named(skipped: Path) -> None:
     assert {entry["step"] for entry in keys if KEY in entry["keys"]} == bad
 
 
-def test_going_back_comes_to_the_same_state(poisoned: Path, skipped: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every_steps", [1, 3])
+def test_going_back_comes_to_the_same_state(poisoned: Path, skipped: Path, tmp_path: Path, every_steps: int) -> None:
+    """Where not every step is saved, the step after the bad one has been taken before that is known."""
     run_dir = tmp_path / "run"
     arguments = settings(poisoned, run_dir, "engine.zero_stage=2", "data.verify=false", "train.on_bad_step=roll_back")
-    result = run([*arguments, "checkpoint.every_steps=1"], ranks=2)
+    result = run([*arguments, f"checkpoint.every_steps={every_steps}"], ranks=2)
     bad = [entry["step"] for entry in lines(run_dir / "bad-steps.jsonl")]
     assert bad == [entry["step"] for entry in lines(skipped / "bad-steps.jsonl")]
     for step in bad:
-        assert f"back at step-{step - 1:08d}; step {step} will be skipped" in result.stdout
+        if saved := (step - 1) // every_steps * every_steps:
+            assert f"back at step-{saved:08d}; step {step} will be skipped" in result.stdout
+        else:
+            assert f"no checkpoint to go back to from step {step}: only its update is left out" in result.stderr
     assert state_of(run_dir) == state_of(skipped)
     assert [entry["step"] for entry in lines(run_dir / "metrics.jsonl")] == list(range(1, STEPS + 1))
 

@@ -49,7 +49,7 @@ TRIED = {
     "dit_scale/training/evaluation.py": "only their count",
     "dit_scale/planning/choices.py": "here",
     "dit_scale/training/preview.py": "here",
-    "dit_scale/training/trainer.py": "here",
+    "dit_scale/training/build.py": "here",
     "preprocessing/finishing.py": "here",
     "preprocessing/planning.py": "here",
     "preprocessing/sources/class_tars.py": "tests/preprocessing/test_source_labels.py",

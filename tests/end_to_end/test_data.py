@@ -51,13 +51,17 @@ def test_a_damaged_record_is_set_aside_and_reported(shards: Path, tmp_path: Path
     content = bytearray(path.read_bytes())
     content[int(layout.offsets(np.array([3]), np.array([0]))[0]) + 1] ^= 64
     path.write_bytes(content)
-    run(settings(folder, tmp_path / "run", "data.on_damage=set_aside"))
+    two_terms = ["diffusion.name=gaussian", "model.learn_sigma=true"]
+    run(settings(folder, tmp_path / "run", "data.on_damage=set_aside", *two_terms))
     reports = lines(tmp_path / "run" / "set-aside-rank0.jsonl")
     assert {entry["key"] for entry in reports} == {"0000000003"}
     keys = [key for step in keys_of_steps(tmp_path / "run", 1) for key in step]
     assert "0000000003" not in keys
     assert len(keys) + len(reports) == STEPS * 8
     assert len(losses(tmp_path / "run")) == STEPS
+    for entry in lines(tmp_path / "run" / "metrics.jsonl"):  # it has no part in the loss, nor in any of its terms
+        assert set(entry["losses"]) == {"mse", "vb"}
+        assert entry["loss"] == pytest.approx(sum(entry["losses"].values()), rel=1e-5)
 
 
 def test_a_run_on_object_storage_is_killed_and_goes_on_exactly(

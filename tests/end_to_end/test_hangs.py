@@ -66,7 +66,7 @@ def test_a_frozen_rank_ends_the_run_which_then_goes_on(shards: Path, tmp_path: P
         assert re.search(rf"HANG: rank {rank} \(\S+, process {pid}\) gives no sign of life", output)
         assert f"phase {hung['phase']} of step {hung['step']}" in output
         reported, _, dumps = output.partition(" waiting, in phase ")
-        assert re.search(r"stack last reported by rank(.*\n)+.*dit_scale/training/trainer\.py:\d+ in Trainer", reported)
+        assert re.search(r"stack last reported by rank(.*\n)+.*dit_scale/training/loop\.py:\d+ in Loop", reported)
         assert re.search(rf"rank {1 - rank} \(\S+\), all threads:\n(.*\n)+.*torch/distributed/distributed_c10d", dumps)
         assert (hung["rank"], hung["ranks"]) == (rank, [rank])
         assert hung["step"] >= 13
@@ -102,7 +102,7 @@ def test_where_rank_zero_holds_the_store_it_is_named_when_that_gives_no_answer(s
     output = (tmp_path / "log").read_text()
     assert status == 4, output
     assert re.search(rf"HANG: rank 0 \(\S+, process {ranks[0].pid}\) gives no sign of life", output)
-    assert re.search(r"stack last reported by rank 0(.*\n)+.*dit_scale/training/trainer\.py:\d+ in Trainer", output)
+    assert re.search(r"stack last reported by rank 0(.*\n)+.*dit_scale/training/loop\.py:\d+ in Loop", output)
     assert "the store, with rank zero or with torchrun on its node, gives no answer" in output
     assert json.loads((run_dir / "hung").read_text())["rank"] == 0
 

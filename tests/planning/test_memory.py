@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from dit_scale.config import EngineConfig
-from dit_scale.diffusion import build_objective
+from dit_scale.diffusion import build_objective, total
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, build_model
 from dit_scale.planning.memory import TrainingSetup, estimate_memory
-from dit_scale.training.step import LossFunction
+from dit_scale.training.loss import LossFunction
 from dit_scale.zero.engine import wrap_blocks
 from tests.networks import kept_bytes
 
@@ -21,11 +21,13 @@ def bytes_kept_of_a_loss(model: DiT, images: int, dtype: torch.dtype) -> int:
     loss_function = LossFunction(build_objective("gaussian"), latents, 0, 0.1, model.null_label)
     return kept_bytes(
         model,
-        lambda: loss_function.loss(
-            lambda noised, time, label: model(noised.to(dtype), time, label),
-            torch.randn(images, *latents.moments_shape),
-            torch.zeros(images, dtype=torch.long),
-            torch.arange(images),
+        lambda: total(
+            loss_function(
+                lambda noised, time, label: model(noised.to(dtype), time, label),
+                torch.randn(images, *latents.moments_shape),
+                torch.zeros(images, dtype=torch.long),
+                torch.arange(images),
+            )
         ),
     )
 

@@ -49,7 +49,7 @@ def log_a_run(run_dir: Path, *overrides: str, meanwhile: Callable[[], None] = la
     while not runs and logged._thread.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
     meanwhile()
-    logged.log({"step": 2, "loss": 1.0})
+    logged.log({"step": 2, "loss": 1.0, "losses": {"mse": 0.75, "vb": None}})
     logged.close()
     return runs[0] if runs else None
 
@@ -155,6 +155,12 @@ def test_one_that_is_stuck_with_a_full_queue_is_given_up_too(tmp_path: Path, mon
     logged.close()
     assert is_given_up.wait(60)
     is_freed.set()
+
+
+def test_terms_of_the_loss_have_a_name_each(tmp_path: Path) -> None:
+    run = log_a_run(tmp_path / "run", "wandb.mode=offline")
+    found = {key: value for key, value in dict(run.summary).items() if not key.startswith("_")}
+    assert found == {"loss": 1.0, "loss/mse": 0.75}
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

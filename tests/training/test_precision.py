@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dit_scale.config import EngineConfig
-from dit_scale.diffusion import build_objective
+from dit_scale.diffusion import build_objective, total
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
-from dit_scale.training.step import LossFunction
+from dit_scale.training.loss import LossFunction
 from dit_scale.zero.engine import DTYPES, wrap_blocks
 from tests.networks import fill, kept_bytes
 
@@ -42,7 +42,7 @@ def loss_and_gradients(engine: EngineConfig) -> tuple[float, dict[str, Tensor]]:
     moments = torch.randn(IMAGES, *LATENTS.moments_shape, generator=torch.Generator().manual_seed(1))
     loss_function = LossFunction(build_objective("gaussian"), LATENTS, seed=0, label_dropout=0.5, null_label=5)
     positions = torch.arange(IMAGES)
-    losses = loss_function.loss(lambda x, t, y: network(x.to(dtype), t, y), moments, positions % 5, positions)
+    losses = total(loss_function(lambda x, t, y: network(x.to(dtype), t, y), moments, positions % 5, positions))
     losses.mean().backward()
     gradients = {name: p.grad.float() for name, p in network.named_parameters() if p.grad is not None}
     return losses.mean().item(), gradients

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from dit_scale.config import TrainSection
-from dit_scale.diffusion import build_objective
+from dit_scale.diffusion import build_objective, total
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
-from dit_scale.training.step import LossFunction, learning_rate_at
+from dit_scale.training.loss import LossFunction
+from dit_scale.training.step import learning_rate_at
 
 LATENTS = LatentSpec(channels=2, size=4, scale=(0.5,))
 
@@ -36,10 +37,10 @@ def test_warm_up_then_constant_or_cosine() -> None:
 def test_an_images_loss_does_not_depend_on_its_batch(name: str) -> None:
     moments, labels, positions = torch.randn(6, *LATENTS.moments_shape), torch.arange(6) % 3, torch.arange(100, 106)
     network = model()
-    together = loss_function(name).loss(network, moments, labels, positions)
+    together = total(loss_function(name)(network, moments, labels, positions))
     alone = torch.cat(
         [
-            loss_function(name).loss(network, moments[i : i + 1], labels[i : i + 1], positions[i : i + 1])
+            total(loss_function(name)(network, moments[i : i + 1], labels[i : i + 1], positions[i : i + 1]))
             for i in range(6)
         ]
     )
@@ -51,7 +52,7 @@ def test_a_step_takes_nothing_from_the_global_generator(name: str) -> None:
     moments = torch.zeros(2, *LATENTS.moments_shape)
     network = model()
     state = torch.get_rng_state()
-    loss_function(name).loss(network, moments, torch.zeros(2).long(), torch.arange(2)).sum().backward()
+    total(loss_function(name)(network, moments, torch.zeros(2).long(), torch.arange(2))).sum().backward()
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -63,7 +64,7 @@ def test_labels_are_dropped_at_the_rate_that_was_asked_for() -> None:
         return torch.zeros(len(label), 4, 4, 4)
 
     count = 20_000
-    loss_function("gaussian", 0.25).loss(
+    loss_function("gaussian", 0.25)(
         denoiser, torch.zeros(count, *LATENTS.moments_shape), torch.ones(count).long(), torch.arange(count)
     )
     assert (seen[0] == 3).double().mean().item() == pytest.approx(0.25, abs=0.01)

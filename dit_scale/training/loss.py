@@ -1,0 +1,90 @@
+"""What is trained: an objective, further losses beside it, and the draws that each image gets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dit_scale import draws
+from dit_scale.diffusion import Objective, Terms
+from dit_scale.draws import Stream
+from dit_scale.latents import LatentSpec, sample_latent
+
+Network = Callable[..., Any]
+"""``(noised_latent, time, label) -> output``; with ``hidden=(8, ...)`` it returns ``(output, [tokens, ...])``."""
+
+
+class Pass(NamedTuple):
+    """A micro batch on its way through the network, as an auxiliary loss sees it."""
+
+    positions: Tensor
+    """Of the images in the stream, [N]."""
+    latent: Tensor
+    """Without noise, [N, C, S, S]."""
+    time: Tensor
+    """As the objective counts it, [N] or [N, k]."""
+    hidden: dict[int, Tensor]
+    """The tokens [N, T, D] that each block returned which a loss asked for, in the objective's first call."""
+
+
+class AuxiliaryLoss(Protocol):
+    """A loss beside the objective's."""
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """The blocks whose tokens it needs, counted from 1."""
+
+    def terms(self, seen: Pass) -> Terms:
+        """Return its terms; their names are no other loss's."""
+
+
+@dataclass(frozen=True)
+class LossFunction:
+    """An objective with what it is given, and the losses beside it."""
+
+    objective: Objective
+    latents: LatentSpec
+    seed: int
+    label_dropout: float
+    null_label: int | None
+    auxiliary: tuple[AuxiliaryLoss, ...] = ()
+
+    def __call__(self, network: Network, moments: Tensor, labels: Tensor, positions: Tensor) -> Terms:
+        """Return the terms of each image's loss: moments [N, 2C, H, W], labels [N], stream positions [N]."""
+        shape = self.latents.shape
+        latent = sample_latent(moments, draws.normal(self.seed, Stream.POSTERIOR, positions, shape), self.latents)
+        noise = draws.normal(self.seed, Stream.NOISE, positions, shape)
+        time = self.objective.times_from_uniform(self._uniform(positions))
+        if self.null_label is not None:
+            dropped = draws.uniform(self.seed, Stream.LABEL_DROPOUT, positions) < self.label_dropout
+            labels = torch.where(dropped, self.null_label, labels)
+        asked = _Asked(network, labels, tuple(sorted({block for loss in self.auxiliary for block in loss.hidden})))
+        terms = self.objective.loss(asked, latent, noise, time)
+        seen = Pass(positions, latent, time, asked.hidden)
+        for loss in self.auxiliary:
+            terms = terms | loss.terms(seen)
+        return terms
+
+    def _uniform(self, positions: Tensor) -> Tensor:
+        """Return the draws of times, [N], or [N, k] for an objective with several times an image."""
+        count = self.objective.num_times
+        return draws.uniform(self.seed, Stream.TIME, positions, () if count == 1 else (count,))
+
+
+class _Asked:
+    """The network with its labels settled, as an objective calls it; keeps the hidden states that losses ask for."""
+
+    def __init__(self, network: Network, labels: Tensor, blocks: tuple[int, ...]):
+        self._network, self._labels, self._blocks = network, labels, blocks
+        self.hidden: dict[int, Tensor] = {}
+
+    def __call__(self, noised: Tensor, time: Tensor) -> Tensor:
+        output: Tensor
+        if self._blocks and not self.hidden:
+            output, states = self._network(noised, time, self._labels, hidden=self._blocks)
+            self.hidden = dict(zip(self._blocks, states, strict=True))
+        else:
+            output = self._network(noised, time, self._labels)
+        return output
