@@ -106,7 +106,7 @@ class Trainer:
         largest = max(part.stop - part.start for part in self.plan.micro_batches)
         dtype = DTYPES[config.engine.precision]
         settle_attention(model, largest, torch.device(device), dtype, self.run_dir, world, self.conveniences)
-        self.flops_per_image = training_flops_per_image(model)
+        self.flops_per_image = training_flops_per_image(model) if peak_flops(device, config.engine.precision) else 0
         latents = self.dataset.manifest.latents
         self.loss_function = LossFunction(objective, latents, config.seed, config.model.label_dropout, model.null_label)
         self.engine = build_engine(model, config.engine, config.train, self.plan, world, device)
@@ -308,7 +308,8 @@ class Trainer:
         config = self.config
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            model = model_of(config.model, self.dataset.manifest.latents, len(self.dataset.class_names))
+            classes = len(self.dataset.class_names)
+            model = model_of(config.model, self.dataset.manifest.latents, classes, config.engine.kernels)
         if is_new_run and config.init_from is not None:
             load_initial(model, config.init_from)
         return model
