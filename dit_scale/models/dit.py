@@ -98,7 +98,7 @@ class DiT(nn.Module):
 
         ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real, ``label`` [N] integer; the output is
         [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without. ``hidden`` numbers blocks from 1;
-        where it names any, what comes is (output, [tokens, ...]): beside it the tokens [N, T, D] that leave these blocks.
+        where it names any, the tokens [N, T, D] that leave these blocks come, too: (output, [tokens, ...]).
 
         Raises:
             InputError: ``hidden`` numbers a block that there is not.

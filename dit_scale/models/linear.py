@@ -50,13 +50,13 @@ def _(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return tokens.new_empty(*tokens.shape[:-1], weight.shape[0])
 
 
-def _keep(context: Any, inputs: Any, output: Tensor) -> None:
+def _keep(ctx: Any, inputs: Any, output: Tensor) -> None:
     tokens, weight, _ = inputs
-    context.save_for_backward(tokens, weight)
+    ctx.save_for_backward(tokens, weight)
 
 
-def _gradients(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    tokens, weight = context.saved_tensors
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, weight = ctx.saved_tensors
     rows = gradient.flatten(0, -2)
     return _product(gradient, weight.t(), None), rows.t() @ tokens.flatten(0, -2), rows.sum(0)
 

@@ -56,7 +56,7 @@ def build_engine(
 
 
 def wrap_blocks(model: nn.Module, engine: EngineConfig) -> None:
-    """Turn kernels off, multiply in 8 bits, compile blocks and recompute them, as asked; no parameter's name changes."""
+    """Turn kernels off, multiply in 8 bits, compile and recompute blocks, as asked; no parameter's name changes."""
     dit: Any = model
     every = engine.checkpoint_every_blocks
     if engine.kernels == "off":

@@ -18,8 +18,14 @@ def test_losses_and_gradients_as_published(name: str) -> None:
     tiny = load_tiny(name)
     latent, noise, time, label = (tiny.io[key] for key in ("x", "noise", "t", "loss_y"))
     diffusion = GaussianDiffusion()
-    assert_parity(f"{name}_io q_sample", diffusion.add_noise(latent, noise, time), tiny.io["q_sample"])
-    losses = diffusion.loss(tiny.model, latent, noise, time, label)
+    seen: list[Tensor] = []
+
+    def network(noised: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        seen.append(noised)
+        return tiny.model(noised, time, label)
+
+    losses = diffusion.loss(network, latent, noise, time, label)
+    assert_parity(f"{name}_io q_sample", seen[0], tiny.io["q_sample"])
     for part in ("loss", "mse", "vb"):
         assert_parity(f"{name}_io train_{part}", getattr(losses, part), tiny.io[f"train_{part}"])
     assert_parity(f"{name}.json loss_mean", losses.loss.mean(), tiny.facts["loss_mean"])
@@ -53,8 +59,8 @@ def test_a_perfect_network_has_no_squared_error(prediction: str) -> None:
 def test_every_prediction_implies_the_same_latent_and_noise(prediction: str) -> None:
     diffusion = GaussianDiffusion(prediction=prediction, learn_sigma=False)
     time = torch.tensor([5, 100, 500, 800])
-    noised = diffusion.add_noise(LATENT, NOISE, time)
-    at = diffusion.noise_schedule.tables(noised.device).at(time)
+    at = diffusion.noise_schedule.tables(LATENT.device).at(time)
+    noised = at.alpha * LATENT + at.sigma * NOISE
     x0, epsilon = diffusion.x0_and_epsilon(true_prediction(prediction, noised, time), noised, at)
     torch.testing.assert_close(x0, LATENT, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(epsilon, NOISE, rtol=1e-4, atol=1e-4)
