@@ -1,4 +1,4 @@
-"""A rank that trains on hidden states under every ZeRO stage, beside plain PyTorch on the whole batch; run under torchrun.
+"""A rank that trains on hidden states under every ZeRO stage, and plain PyTorch beside; run under torchrun.
 
 Prints one JSON line on rank zero: for each setting losses and gradient norms of a few steps.
 """

@@ -1,4 +1,4 @@
-"""A loss on hidden states has its gradient at every ZeRO stage, with blocks recomputed, compiled, on one rank and two."""
+"""A loss on hidden states has its gradient at every ZeRO stage, with blocks recomputed or compiled."""
 
 import json
 

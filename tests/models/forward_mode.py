@@ -1,7 +1,7 @@
 """What each operator of ours says to a tangent: `TRITON_INTERPRET=1 python -m tests.models.forward_mode`.
 
-Every operator under `dit_scale::` is found by its registration, and its arguments are made by their names here. Prints one
-JSON object: by operator and way, the error or `nothing`.
+Every operator under `dit_scale::` is found by its registration, and its arguments are made by their names here. Prints
+one JSON object: by operator and way, the error or `nothing`.
 """
 
 import json

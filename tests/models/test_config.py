@@ -1,4 +1,4 @@
-"""One configuration of the network: what `model.*` of a file sets, what presets set and what `DiT` takes are the same."""
+"""One configuration: what `model.*` of a file sets, what presets set and what `DiT` takes are the same."""
 
 from dataclasses import MISSING, fields
 from typing import Literal, get_args, get_origin
