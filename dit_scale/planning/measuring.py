@@ -58,7 +58,7 @@ def kept_of(config: NetworkConfig, bytes_per_number: int, on_gpu: bool) -> Kept:
     Without Triton a GPU has none of our kernels, and so are the figures of a machine without Triton.
     """
     if on_gpu and kernels_of_a_gpu() is None:
-        log.warning("Triton is not installed: activations are counted without our kernels, which keep a sixth less")
+        log.warning("Triton is not installed: activations are counted without our kernels, which keep 15% less")
     dtype = {2: torch.bfloat16, 4: torch.float32}[bytes_per_number]
     one, two = (_kept(_on_meta(config, depth, dtype, on_gpu)) for depth in (1, 2))
     block = sum(two) - sum(one)
