@@ -4,13 +4,16 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._library.autograd import make_autograd_impl
-from torch._library.custom_ops import CustomOpDef
 from torch.autograd import forward_ad
-from torch.library import custom_op
+from torch.library import CustomOpDef, Library, custom_op
 
 from dit_scale.errors import InputError
+
+_NAMESPACE = "dit_scale"
+_REFUSALS = Library(_NAMESPACE, "IMPL")
 
 
 class Fused(nn.Module):
@@ -28,10 +31,11 @@ def operator(name: str, define: Any = custom_op) -> Callable[[Callable[..., Any]
 
     def register(function: Callable[..., Any]) -> CustomOpDef:
         defined: CustomOpDef = define(name, mutates_args=())(function)
-        without_tangents = make_autograd_impl(defined._opoverload, defined)
+        short = name.removeprefix(f"{_NAMESPACE}::")
+        without_tangents = make_autograd_impl(getattr(torch.ops.dit_scale, short).default, defined)
 
         def autograd(keyset: Any, *arguments: Any, **keywords: Any) -> Any:
-            if forward_ad._current_level >= 0 and any(map(_has_tangent, arguments)):
+            if any(map(_has_tangent, arguments)):
                 raise InputError(
                     f"operator {name} has no rule for forward-mode differentiation (torch.func.jvp); "
                     f"give engine.kernels=off, or call turn_off_kernels() of the model"
@@ -40,7 +44,7 @@ def operator(name: str, define: Any = custom_op) -> Callable[[Callable[..., Any]
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
-            defined._lib.impl(defined._name, autograd, "Autograd", with_keyset=True, allow_override=True)
+            _REFUSALS.impl(short, autograd, "Autograd", with_keyset=True, allow_override=True)
         return defined
 
     return register

@@ -93,20 +93,18 @@ def _products(model: DiT) -> Products:
 
 def _kept(model: DiT) -> list[int]:
     """Return the bytes of each tensor that is kept, the weights apart."""
-    weights = {_storage(parameter) for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}
+    weights = [parameter.untyped_storage() for parameter in model.parameters()]
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        kept[_storage(tensor)] = tensor  # held, so that no other takes its place
+        storage = tensor.untyped_storage()
+        kept[id(storage)] = storage  # held, so that no other takes its place
         return tensor
 
     with _OneKernel(), saved_tensors_hooks(note, lambda tensor: tensor):
         _output(model)
-    return [tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights]
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    known = set(map(id, weights))
+    return [storage.nbytes() for place, storage in kept.items() if place not in known]
 
 
 class _OneKernel(TorchFunctionMode):
