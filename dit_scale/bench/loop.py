@@ -41,7 +41,7 @@ class Loop:
         self.plan = plan_batches(train, world.world_size)
         self.loss_function = LossFunction(build_objective("gaussian"), latents, 0, 0.1, model.null_label)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        if device.startswith("cuda"):  # as a run settles it
+        if device.startswith("cuda") and engine.kernels == "auto":  # as a run settles it
             shape, dtype = AttentionShape.of(model, micro_batch_size), DTYPES[engine.precision]
             model.attention = backend_of_training(model.attention, shape, torch.device(device), dtype)
         self.engine = build_engine(model, engine, train, self.plan, world, device)

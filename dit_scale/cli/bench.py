@@ -45,6 +45,7 @@ def _add_bench_step(benchmarks) -> None:  # type: ignore[no-untyped-def]
         help="as engine.activation_budget (default 1)",
     )
     command.add_argument("--fp8", action="store_true", help="as engine.fp8")
+    _add_kernels(command)
     _add_bench_options(command, rounds=5)
     command.set_defaults(run=_bench_step)
 
@@ -55,6 +56,7 @@ def _add_bench_sample(benchmarks) -> None:  # type: ignore[no-untyped-def]
     _add_model_options(command, batch_size=8)
     _add_peer(command)
     command.add_argument("--num-sampling-steps", type=positive, default=10, metavar="N", help="(default %(default)s)")
+    _add_kernels(command)
     _add_bench_options(command, rounds=5)
     command.set_defaults(run=_bench_sample)
 
@@ -94,6 +96,10 @@ def _add_model_options(command: argparse.ArgumentParser, batch_size: int) -> Non
     command.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help="(default %(default)s)")
     command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
     command.add_argument("--compile", action="store_true", help="compile each block")
+
+
+def _add_kernels(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--kernels", choices=("auto", "off"), default="auto", help="as engine.kernels (default auto)")
 
 
 def _add_peer(command: argparse.ArgumentParser) -> None:
@@ -171,6 +177,7 @@ def _bench_step(options: argparse.Namespace) -> None:
         checkpoint_every_blocks=options.checkpoint_every_blocks,
         activation_budget=options.activation_budget,
         fp8=options.fp8,
+        kernels=options.kernels,
     )
     bench_step(
         options.model,
@@ -194,7 +201,7 @@ def _bench_sample(options: argparse.Namespace) -> None:
         options.image_size,
         options.batch_size,
         options.num_sampling_steps,
-        EngineConfig(precision=options.precision, compile=options.compile),
+        EngineConfig(precision=options.precision, compile=options.compile, kernels=options.kernels),
         options.peer_path,
         options.peer_precision,
         options.rounds,

@@ -38,6 +38,7 @@ def _add_sample(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--decoder", metavar="NAME", help="another autoencoder's decoder: a hub name or a folder")
     command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
     command.add_argument("--compile", action="store_true", help="compile blocks: a minute at first, then faster")
+    command.add_argument("--kernels", choices=("auto", "off"), default="auto", help="as engine.kernels (default auto)")
     command.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once a rank")
     add_options(command.add_argument_group("from noise to latent"), SampleConfig)
     _add_outputs(command)
@@ -75,7 +76,8 @@ def _sample(options: argparse.Namespace) -> None:
     settings = SamplingSettings.of(config, config.seed)
     axes = [parse_axis(text) for text in options.grid_over]
     words = [word.strip() for word in options.classes.split(",") if word.strip()]
-    sampler, world = start(options.path, options.weights, options.decoder, options.precision, options.compile)
+    how = (options.precision, options.compile, options.kernels)
+    sampler, world = start(options.path, options.weights, options.decoder, *how)
     classes = sampler.class_names.asked_for(words, options.class_names)
     if axes:
         labels = sampler.labels_of(classes, options.num_samples, config.seed if options.random_classes else None)

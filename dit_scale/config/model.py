@@ -14,6 +14,8 @@ _GAUSSIAN, _FLOW, _LOGIT_NORMAL = (
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """By the same names as `NetworkConfig` in models/config.py, which says more; null is the preset's."""
+
     name: str = "DiT-XL/2"
     """A preset, DiT-{S,B,L,XL}/{2,4,8} or DiT-{1.5B,3B,7B}/2, or `custom` with the four fields below."""
     patch_size: int | None = number(None, at_least=1)
@@ -30,8 +32,8 @@ class ModelConfig:
     """Probability with which a label is replaced by the null label in training."""
     learn_sigma: bool = True
     """Predict the variance, too: twice the output channels."""
-    attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "cudnn-padded", "flash-padded", "matmul"] = "auto"
-    """Attention kernel: the fastest that is found (RUN/attention.json), or one by name; padded ones fill up heads."""
+    attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "matmul"] = "auto"
+    """Attention kernel: the fastest that is found (RUN/attention.json), or one by name."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Every setting of a training run, with its default, its range and a sentence about it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from omegaconf import MISSING
@@ -131,6 +131,8 @@ class EngineConfig:
     """Compile each block with torch.compile."""
     activation_budget: float = number(1.0, at_least=0, at_most=1, only_if=when("compile", True))
     """Part of their activations that compiled blocks keep; below 1 backward recomputes what is cheapest to."""
+    kernels: Literal["auto", "off"] = "auto"
+    """Our own kernels and others' where they run, or none: PyTorch's operators alone, for debugging."""
     fp8: bool = False
     """Linear layers of blocks in 8 bits by torchao, for GPUs that have them (Hopper and later); elsewhere emulated."""
     bucket_elements: int | None = number(None, at_least=1, only_if=_ZERO)
@@ -261,14 +263,7 @@ class Config:
 
 FIXED_FOR_A_RUN = (
     "seed",
-    "model.name",
-    "model.patch_size",
-    "model.hidden_size",
-    "model.depth",
-    "model.num_heads",
-    "model.mlp_ratio",
-    "model.label_dropout",
-    "model.learn_sigma",
+    *(f"model.{entry.name}" for entry in fields(ModelConfig) if entry.name != "attention"),
     "diffusion",
     "data.mirror",
     "data.held_out_fraction",

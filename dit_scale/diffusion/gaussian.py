@@ -64,11 +64,6 @@ class GaussianDiffusion:
         """Return how far [N], from 0 at the latent to 1 at noise, the timesteps that a network is told lie."""
         return network_time / max(1, self.num_timesteps - 1)
 
-    def add_noise(self, latent: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """Return the noised latent at ``timestep`` [N], in fp32: DDPM, eq. 4."""
-        at = self.noise_schedule.tables(latent.device).at(timestep)
-        return at.alpha * latent.float() + at.sigma * noise.float()
-
     def loss(self, denoiser: LabelledDenoiser, latent: Tensor, noise: Tensor, time: Tensor) -> Terms:
         """Return ``mse`` and, with ``learn_sigma``, ``vb``: lambda * T * VB of each sample (2102.09672, eq. 16).
 

@@ -56,7 +56,8 @@ def attention_kernel(model: DiT, config: Config, device: str) -> Finding:
     """Run the configured attention once, forward and backward, at the model's head size, and compare it."""
     dtype = DTYPES[config.engine.precision]
     images = AttentionShape.of(model, min(32, config.train.micro_batch_size_per_gpu))
-    backend = backend_of_training(config.model.attention, images, torch.device(device), dtype)
+    has_kernels = config.engine.kernels == "auto"
+    backend = backend_of_training(config.model.attention, images, torch.device(device), dtype, has_kernels)
     error = error_of_backend(backend, images, torch.device(device), dtype)
     figure = (
         f"{backend}, head size {images.head_size}, {images.num_tokens} tokens, {config.engine.precision}; "

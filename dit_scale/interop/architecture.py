@@ -19,7 +19,7 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that shapes tell; the number of attention heads they do not."""
+    """All that shapes tell, by the names of ``NetworkConfig``; the number of attention heads they do not."""
 
     latent_size: int
     patch_size: int

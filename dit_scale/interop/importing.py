@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,6 @@ from dit_scale.interop.pipeline_folder import INDEX, Noise, read_pipeline
 from dit_scale.latents import LatentSpec
 from dit_scale.models import PRESETS
 from dit_scale.models.embeddings import sincos_positions
-from dit_scale.models.presets import Preset
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
 from dit_scale.versions import versions
@@ -162,24 +161,20 @@ def _classes(architecture: Architecture, given: ClassNames | None, origin: str) 
 
 
 def _model_config(architecture: Architecture, num_heads: int | None, has_null: bool, origin: str) -> ModelConfig:
-    """Return the model's settings: those of a preset by its name."""
+    """Return the model's settings: what shapes tell, and instead of a preset's sizes its name."""
+    told = {entry.name: getattr(architecture, entry.name, None) for entry in fields(ModelConfig)}
+    told = {name: value for name, value in told.items() if value is not None}
     depth, hidden_size = architecture.depth, architecture.hidden_size
-    usual = (size.num_heads for size in PRESETS.values() if (size.depth, size.hidden_size) == (depth, hidden_size))
-    num_heads = num_heads or next(usual, None)
+    alike = (preset for preset in PRESETS.values() if (preset["depth"], preset["hidden_size"]) == (depth, hidden_size))
+    num_heads = num_heads or next((preset["num_heads"] for preset in alike), None)
     if num_heads is None:
         raise InputError(
             f"'{origin}' has depth {depth} and hidden_size {hidden_size}, which no preset has, and weights do not say "
             f"how many attention heads they are for; give --num-heads N"
         )
-    size = Preset(depth, hidden_size, num_heads, architecture.patch_size)
-    names = (name for name, preset in PRESETS.items() if preset == size)
-    settings = ModelConfig(
-        name=next(names, "custom"),
-        mlp_ratio=architecture.mlp_ratio,
-        label_dropout=ModelConfig.label_dropout if has_null else 0.0,
-        learn_sigma=architecture.learn_sigma,
-    )
-    return replace(settings, **asdict(size)) if settings.name == "custom" else settings
+    settings = told | {"num_heads": num_heads, "label_dropout": ModelConfig.label_dropout if has_null else 0.0}
+    name = next((name for name, preset in PRESETS.items() if preset.items() <= settings.items()), "custom")
+    return ModelConfig(name, **{key: value for key, value in settings.items() if key not in PRESETS.get(name, {})})
 
 
 def _autoencoder(architecture: Architecture, said: Unsaid) -> tuple[Autoencoder | None, Identity, LatentSpec]:

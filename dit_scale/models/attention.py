@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_scale import memory_efficient
-from dit_scale.errors import InputError, nearest
+from dit_scale.errors import InputError
+from dit_scale.models.config import check_choice, choices_of
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "xformers", "sdpa", "cudnn", "flash", "cudnn-padded", "flash-padded", "matmul")
-ON_CUDA = ("xformers", "cudnn", "flash", "cudnn-padded", "flash-padded")
+BACKENDS = choices_of("attention")
+ON_CUDA = ("xformers", "cudnn", "flash")
 """Kernels that a CUDA device may have, of which the fastest is found by timing them."""
 
 _HOPPER = (9, 0)
-_PADDED_TO = 64  # head sizes are filled up to a multiple of it, for which kernels are made first
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor:
@@ -38,9 +38,10 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _matmul(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Two matrix products around a softmax in fp32: what a compiler fuses, at T x T numbers of memory a head."""
+    """Two matrix products around a softmax in fp32 (or fp64): a compiler fuses it, at T x T numbers a head."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # [N, H, T, T]
-    return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(dim=-1, dtype=exact).to(value.dtype) @ value
 
 
 def _only(kernel: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -51,56 +52,47 @@ def _only(kernel: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return attend
 
 
-def _padded(kernel: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        size = query.shape[-1]
-        fill = -size % _PADDED_TO
-        query, key, value = (F.pad(tensor, (0, fill)) for tensor in (query, key, value))  # 3 x [N, H, T, d + fill]
-        with sdpa_kernel(kernel):
-            mixed = F.scaled_dot_product_attention(query, key, value, scale=size**-0.5)
-        return mixed[..., :size]  # [N, H, T, d]
-
-    return attend
-
-
 _BY_NAME: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "sdpa": _sdpa,
     "matmul": _matmul,
     "cudnn": _only(SDPBackend.CUDNN_ATTENTION),
     "flash": _only(SDPBackend.FLASH_ATTENTION),
-    "cudnn-padded": _padded(SDPBackend.CUDNN_ATTENTION),
-    "flash-padded": _padded(SDPBackend.FLASH_ATTENTION),
 }
 
 
-def check_backend(requested: str) -> None:
-    """Refuse a name that is no backend with an InputError."""
-    if requested not in BACKENDS:
-        raise InputError(f"attention {requested!r} is unknown{nearest(requested, BACKENDS)}")
-
-
 def choose_backend(
-    requested: str, device: torch.device, dtype: torch.dtype = torch.float32, is_compiled: bool = False
+    requested: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    is_compiled: bool = False,
+    has_kernels: bool = True,
 ) -> str:
     """Return a backend other than ``"auto"``; the choice and its reason are logged once.
 
     ``"auto"`` takes PyTorch's own choice on Hopper and later, and xformers on other GPUs where it can run; on a CPU
     PyTorch's own kernel or, in blocks that are compiled and in bf16, matrix products, which take half of its time.
+    With kernels turned off it takes matrix products, of which PyTorch knows every derivative.
 
     Raises:
         InputError: an unknown name, or a kernel asked for where it cannot run.
     """
-    return _choose_backend(requested, device.type, dtype, is_compiled)
+    if device.type == "meta":  # nothing is computed, and any will do
+        return "sdpa"
+    return _choose_backend(requested, device.type, dtype, is_compiled, has_kernels)
 
 
 @functools.cache
-def _choose_backend(requested: str, device_type: str, dtype: torch.dtype, is_compiled: bool) -> str:
-    check_backend(requested)
-    if requested == "auto":
+def _choose_backend(requested: str, device_type: str, dtype: torch.dtype, is_compiled: bool, has_kernels: bool) -> str:
+    check_choice("attention", requested)
+    if requested == "auto" and not has_kernels:
+        backend, reason = "matmul", "kernels are off"
+    elif requested == "auto":
         backend, reason = _automatic(device_type, dtype, is_compiled)
     else:
         obstacle = ""
-        if requested == "xformers":
+        if requested == "xformers" and not has_kernels:
+            obstacle = "it is no operator of PyTorch's, and kernels are off (engine.kernels)"
+        elif requested == "xformers":
             obstacle = _obstacle(device_type, dtype)
         elif requested in ON_CUDA and device_type != "cuda":
             obstacle = f"it has no operator for device '{device_type}'"

@@ -3,6 +3,8 @@
 adaLN modulation is that of arXiv 2212.09748, section 3.2.
 """
 
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,16 +28,21 @@ def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def add_and_norm(
-    tokens: Tensor, branch: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor
+    tokens: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    has_kernels: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return tokens + gate * branch, and that normalised and modulated: both [N, T, D].
 
     ``tokens`` and ``branch`` are [N, T, D], the vectors [N, 1, D]; with neither branch nor gate nothing is added. A GPU
     takes one pass over the tokens for all of it, where a compiler takes several.
     """
-    if kernels is not None and tokens.is_cuda:
+    if ours := _kernels_for(tokens, has_kernels):
         vector = None if gate is None else gate[:, 0]
-        summed, modulated, _, _ = kernels.add_and_norm(tokens, branch, vector, shift[:, 0], scale[:, 0], EPSILON)
+        summed, modulated, _, _ = ours.add_and_norm(tokens, branch, vector, shift[:, 0], scale[:, 0], EPSILON)
         return summed, modulated
     if branch is not None and gate is not None:
         tokens = tokens + gate * branch
@@ -43,8 +50,26 @@ def add_and_norm(
     return tokens, modulate(normed, shift, scale)
 
 
-def linear_gelu(linear: nn.Linear, tokens: Tensor) -> Tensor:
+def linear_gelu(linear: nn.Linear, tokens: Tensor, has_kernels: bool = True) -> Tensor:
     """Return GELU, in its tanh form (arXiv 1606.08415), of a linear layer's output."""
-    if kernels is not None and tokens.is_cuda and isinstance(linear, Linear):
-        return kernels.bias_gelu(F.linear(tokens, linear.weight), linear.bias)
+    if isinstance(linear, Linear) and (ours := _kernels_for(tokens, has_kernels)):
+        return ours.bias_gelu(F.linear(tokens, linear.weight), linear.bias)
     return F.gelu(linear(tokens), approximate="tanh")
+
+
+def _kernels_for(tokens: Tensor, has_kernels: bool) -> ModuleType | None:
+    """Return our kernels where they run; on the meta device, which knows shapes alone, all do that Triton can make."""
+    if not has_kernels:
+        return None
+    if tokens.is_meta:
+        return kernels_of_a_gpu()
+    return kernels if tokens.is_cuda else None
+
+
+def kernels_of_a_gpu() -> ModuleType | None:
+    """Return our kernels, whether or not there is a GPU for them; None without Triton."""
+    try:
+        from dit_scale.models import kernels
+    except ImportError:
+        return None
+    return kernels

@@ -86,11 +86,13 @@ def _attention_by_formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.einsum("nhqk,nkhd->nqhd", scores.softmax(dim=-1), value)
 
 
-def backend_of_training(requested: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> str:
+def backend_of_training(
+    requested: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype, has_kernels: bool = True
+) -> str:
     """Return the backend that a run takes: on a GPU the fastest where ``"auto"`` leaves it open."""
-    if requested == "auto" and device.type == "cuda":
+    if requested == "auto" and device.type == "cuda" and has_kernels:
         return fastest(seconds_of_backends(shape, device, dtype))
-    return choose_backend(requested, device, dtype)
+    return choose_backend(requested, device, dtype, has_kernels=has_kernels)
 
 
 def _forward_and_backward(

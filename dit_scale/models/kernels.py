@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
+from dit_scale.models.operators import operator
+
 _NUMBERS_OF_WARP = 576
 """Of a row; two warps for XL's 1,152 were the fastest of 2, 4 and 8 on an H200, before rows were cut in two."""
 _TOKENS_OF_PART = 16
@@ -26,7 +28,7 @@ _ROWS_OF_PART = 64
 
 
 _IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_operator = custom_op if _IS_INTERPRETED else triton_op
+_DEFINE = custom_op if _IS_INTERPRETED else triton_op
 
 
 def _launch(kernel: Any) -> Any:
@@ -150,7 +152,7 @@ def _norm_backward_kernel(
         tl.store(vectors + 2 * width + columns2, gate_sum2, mask2)
 
 
-@_operator("dit_scale::add_and_norm", mutates_args=())
+@operator("dit_scale::add_and_norm", _DEFINE)
 def add_and_norm(
     tokens: Tensor, branch: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -179,7 +181,7 @@ def _(tokens: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return like, torch.empty_like(like), means, torch.empty_like(means)
 
 
-@_operator("dit_scale::add_and_norm_backward", mutates_args=())
+@operator("dit_scale::add_and_norm_backward", _DEFINE)
 def add_and_norm_backward(
     d_summed: Tensor,
     d_modulated: Tensor,
@@ -290,7 +292,7 @@ def _gelu_backward_kernel(
     tl.store(d_bias + part * width + columns, tl.sum(sums, 0), columns < width)
 
 
-@_operator("dit_scale::bias_gelu", mutates_args=())
+@operator("dit_scale::bias_gelu", _DEFINE)
 def bias_gelu(product: Tensor, bias: Tensor) -> Tensor:
     """Return GELU (its tanh form) of ``product`` [..., D] + ``bias`` [D]."""
     product = product.contiguous()
@@ -306,7 +308,7 @@ def _(product: Tensor, bias: Tensor) -> Tensor:
     return product.new_empty(product.shape)
 
 
-@_operator("dit_scale::bias_gelu_backward", mutates_args=())
+@operator("dit_scale::bias_gelu_backward", _DEFINE)
 def bias_gelu_backward(gradient: Tensor, product: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of the product, and in parts [parts, D] that of the bias."""
     gradient, product = gradient.contiguous(), product.contiguous()

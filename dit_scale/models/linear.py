@@ -6,15 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from dit_scale.errors import InputError
+from dit_scale.models.operators import Fused, operator
 
 
-class Linear(nn.Linear):
+class Linear(Fused, nn.Linear):
     """A linear layer whose compiled fp32 products on a CPU are oneDNN's: 1.15 times as fast as PyTorch's own there."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [..., D_in] to [..., D_out]."""
-        if torch.compiler.is_compiling() and tokens.device.type == "cpu" and tokens.dtype == torch.float32:
-            return _OneDNNLinear.apply(tokens, self.weight, self.bias)
+        is_fp32_on_cpu = tokens.device.type == "cpu" and tokens.dtype == torch.float32
+        if torch.compiler.is_compiling() and is_fp32_on_cpu and self.has_kernels:
+            return _product(tokens, self.weight, self.bias)
         return super().forward(tokens)
 
 
@@ -36,20 +38,7 @@ def use_fp8(blocks: nn.Module, device: torch.device | str) -> None:
     convert_to_float8_training(blocks, config=Float8LinearConfig(emulate=not has_fp8), module_filter_fn=is_wide)
 
 
-class _OneDNNLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        context.save_for_backward(tokens, weight)
-        return _product(tokens, weight, bias)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:
-        tokens, weight = context.saved_tensors
-        rows = gradient.flatten(0, -2)
-        return _product(gradient, weight.t(), None), rows.t() @ tokens.flatten(0, -2), rows.sum(0)
-
-
-@torch.library.custom_op("dit_scale::linear", mutates_args=())
+@operator("dit_scale::linear")
 def _product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """An operator of our own around PyTorch's, which its compiler takes for constant weights alone."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, weight.contiguous(), bias, "none", [], "")
@@ -59,3 +48,17 @@ def _product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @_product.register_fake
 def _(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return tokens.new_empty(*tokens.shape[:-1], weight.shape[0])
+
+
+def _keep(ctx: Any, inputs: Any, output: Tensor) -> None:
+    tokens, weight, _ = inputs
+    ctx.save_for_backward(tokens, weight)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, weight = ctx.saved_tensors
+    rows = gradient.flatten(0, -2)
+    return _product(gradient, weight.t(), None), rows.t() @ tokens.flatten(0, -2), rows.sum(0)
+
+
+_product.register_autograd(_gradients, setup_context=_keep)

@@ -3,6 +3,7 @@
 import torch
 
 from dit_scale.models.dit import DiT
+from dit_scale.planning.measuring import products_of
 
 _PEAK_BF16_FLOPS = {  # dense, from the makers' datasheets
     "H200": 989e12,
@@ -14,25 +15,19 @@ _PEAK_BF16_FLOPS = {  # dense, from the makers' datasheets
 }
 
 
-def attention_multiply_adds(model: DiT) -> int:
-    """Return the multiply-adds of one image's forward pass between queries and keys, and weights and values."""
-    return 2 * model.depth * model.grid_side**4 * model.hidden_size
-
-
 def forward_multiply_adds(model: DiT) -> int:
     """Return the multiply-adds of one image's forward pass: what the DiT paper's table 1 calls Gflops."""
-    width, tokens = model.hidden_size, model.grid_side**2
-    linear = tokens * width * width * (3 + 1 + 2 * model.mlp_ratio)  # qkv, proj, the MLP's two
-    modulation = 6 * width * width
-    patch = model.patch_size**2
-    embedding = tokens * width * patch * model.in_channels + 256 * width + width * width
-    final = tokens * width * patch * model.out_channels + 2 * width * width
-    return int(model.depth * (linear + modulation) + embedding + final) + attention_multiply_adds(model)
+    return products_of(model.config).forward // 2
 
 
 def training_flops_per_image(model: DiT) -> int:
-    """Return the floating-point operations of forward and backward: two a multiply-add, backward twice forward."""
-    return 6 * forward_multiply_adds(model)
+    """Return the floating-point operations of forward and backward: two a multiply-add."""
+    return products_of(model.config).training
+
+
+def attention_flops_per_image(model: DiT) -> int:
+    """Return those between queries and keys, and weights and values."""
+    return products_of(model.config).attention
 
 
 def peak_flops(device: str, precision: str) -> float | None:

@@ -1,8 +1,7 @@
 """How much memory training takes on one rank, part by part: arithmetic alone, nothing is allocated.
 
 ZeRO's states are those of "ZeRO: memory optimizations toward training trillion parameter models" (arXiv 1910.02054,
-section 3) as DeepSpeed 0.19 lays them out; activations are the tensors that autograd keeps of `dit.py`, counted line
-by line ("Reducing activation recomputation", arXiv 2205.05198, section 4, does so for language models).
+section 3) as DeepSpeed 0.19 lays them out; activations are the tensors that autograd keeps of a network, measured.
 """
 
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from dit_scale.models.dit import DiT
+from dit_scale.planning.measuring import kept_of
 
 FP32_BYTES = 4
 CHECKPOINT_BYTES_PER_PARAMETER = 16
@@ -180,24 +180,13 @@ def _bucket_elements(total: int, setup: TrainingSetup) -> int:
 def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
     """Return the bytes that autograd keeps, and the workspace of backward, for one micro batch."""
     every, number, images = setup.checkpoint_every_blocks, setup.bytes_per_number, setup.micro_batch_size
+    kept = kept_of(model.config, number, setup.on_gpu)
     recomputed = len(range(0, model.depth, every)) if every else 0
-    tokens, latent = model.grid_side**2 * model.hidden_size, model.in_channels * model.latent_size**2
-    whole_block = _block_bytes(model, number, setup.on_gpu)
-    block = number * tokens + setup.activation_budget * (whole_block - number * tokens)
-    kept = (model.depth - recomputed) * block + recomputed * number * tokens
-    outside = number * 3 * tokens + FP32_BYTES * _LOSS_LATENTS * latent  # final layer: tokens, normalised, modulated
-    # Gradients of the MLP's two wide activations and of the residual stream live at once.
-    gradients = number * round(tokens * (2 * model.mlp_ratio + 1))
+    tokens, latent = number * model.grid_side**2 * model.hidden_size, model.in_channels * model.latent_size**2
+    block = tokens + setup.activation_budget * (kept.block - tokens)
+    blocks = (model.depth - recomputed) * block + recomputed * tokens
+    outside = kept.rest + FP32_BYTES * _LOSS_LATENTS * latent
+    # Gradients of the two widest activations, before and after the MLP's GELU, and of the tokens live at once.
+    gradients = kept.widest + tokens
     is_recomputed = recomputed > 0 or setup.activation_budget < 1
-    return round(images * (kept + outside)), images * (gradients + (whole_block if is_recomputed else 0))
-
-
-def _block_bytes(model: DiT, number: int, on_gpu: bool) -> int:
-    """Return the bytes that autograd keeps of one image in a block, as `Block.forward` computes."""
-    tokens, width = model.grid_side**2, model.hidden_size
-    # Tokens, modulated; q, k, v; mixed values; projected; modulated; the MLP's output; and its hidden layer before and
-    # after its GELU. Without a GPU's kernels also what is normalised, twice, and the tokens between attention and MLP.
-    per_token = (9 if on_gpu else 12) + 2 * model.mlp_ratio
-    modulation = 9 * width  # its input, six vectors, two scales plus 1
-    statistics = tokens * (4 + model.num_heads)  # two norms' mean and deviation; softmax's log-sums; in fp32
-    return round(number * (tokens * width * per_token + modulation)) + FP32_BYTES * statistics
+    return round(images * (blocks + outside)), images * (gradients + (kept.block if is_recomputed else 0))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dit_scale.models import DiT
 from dit_scale.planning.cluster import Cluster
 from dit_scale.planning.communication import Collective, collectives_of
-from dit_scale.planning.flops import attention_multiply_adds, training_flops_per_image
+from dit_scale.planning.flops import attention_flops_per_image, training_flops_per_image
 from dit_scale.planning.memory import CHECKPOINT_BYTES_PER_PARAMETER, TrainingSetup, activation_bytes_per_image
 
 MATMUL_SHARE = 0.71
@@ -90,7 +90,7 @@ def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, c
     tokens = min(images, setup.micro_batch_size) * model.grid_side**2
     share = MATMUL_SHARE * tokens / (tokens + HALF_RATE_TOKENS)
     rate = gpu.bf16_flops * share * (2 / setup.bytes_per_number)  # fp32 at half of it, as TF32 is
-    attention = 6 * attention_multiply_adds(model)
+    attention = attention_flops_per_image(model)
     linear = training_flops_per_image(model) - attention
     work = linear + attention * MATMUL_SHARE / ATTENTION_SHARE  # as if all ran at the rate of linear layers
     products = images * work * (1 + recomputed / 3) / rate

@@ -69,12 +69,14 @@ def sample(sampler: Sampler, settings: SamplingSettings, request: Request, world
         print(f"{len(labels)} images in {folder}{have}; a grid of them in {request.out / 'grid.png'}")
 
 
-def start(path: Path, weights: str, decoder: str | None, precision: str, compile_blocks: bool) -> tuple[Sampler, World]:
+def start(
+    path: Path, weights: str, decoder: str | None, precision: str, compile_blocks: bool, kernels: str = "auto"
+) -> tuple[Sampler, World]:
     """Open a checkpoint on this rank's device."""
     world = World.from_environment()
     device = device_of(world)
     set_threads(world)
-    sampler = Sampler(path, device, weights, decoder, precision, compile_blocks)
+    sampler = Sampler(path, device, weights, decoder, precision, compile_blocks, kernels)
     if world.is_rank_zero and (said := youth_of(sampler.checkpoint, weights)):
         log.warning("%s; --weights master draws with the trained weights", said)
     return sampler, world

@@ -36,6 +36,7 @@ class Sampler:
         decoder: str | None = None,
         precision: str = "fp32",
         compile_blocks: bool = False,
+        kernels: str = "auto",
     ):
         checkpoint = open_whole(path)
         data = checkpoint.description.data
@@ -44,7 +45,7 @@ class Sampler:
         self.class_names = ClassNames(data["class_names"])
         self.latents = LatentSpec.from_json(data["latent"])
         self.objective = objective_of(config.diffusion, config.model.learn_sigma)
-        self.model = model_of(config.model, self.latents, len(self.class_names))
+        self.model = model_of(config.model, self.latents, len(self.class_names), kernels)
         load_trained(self.model, weights_of(checkpoint, weights), str(checkpoint.folder))
         self.model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
         if compile_blocks:
@@ -89,6 +90,7 @@ class Sampler:
             "weights_digest": weights_digest(self.checkpoint, self.weights),
             "precision": self.precision,
             **({"compiled": True} if self.model.is_compiled else {}),
+            **({} if self.model.has_kernels else {"kernels": "off"}),
             "autoencoder": self.autoencoder.identity,
         }
 

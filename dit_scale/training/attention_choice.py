@@ -41,7 +41,7 @@ def settle_attention(
 
     Rank zero measures, once for a run: another kernel would change the last bits of all that follows.
     """
-    if model.attention != "auto" or device.type != "cuda":  # on a CPU a rule decides: see choose_backend
+    if model.attention != "auto" or device.type != "cuda" or not model.has_kernels:  # a rule decides: choose_backend
         return
     shape = AttentionShape.of(model, batch_size)
     chosen = [_choice(run_dir / ATTENTION, shape, device, dtype, conveniences) if world.is_rank_zero else ""]

@@ -89,7 +89,8 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
         run_folder.check_resume(found, config, data)
     model = _new_model(config, dataset, is_new_run=found is None)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    flops_per_image = training_flops_per_image(model)
+    peak = peak_flops(device, config.engine.precision)
+    flops_per_image = training_flops_per_image(model) if peak else 0
     learner = _learner(model, config, dataset, world, device, conveniences)
     rank_times = RankTimes(world, ForwardTime(learner.engine.module), config.log.every_steps)
     start = _begin(learner.state, found, weights, world)
@@ -100,7 +101,6 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
     time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
     periodic = PeriodicTasks(config, dataset, learner.loss_function, world, device, phases, conveniences)
     _write_down(config, dataset, world, device, conveniences)
-    peak = peak_flops(device, config.engine.precision)
     metrics = StepMetrics(learner.plan, rank_times, flops_per_image, peak and peak * world.world_size)
     with RunLog(config, world, start.step, conveniences) as log, closing(saving):
         yield Run(
@@ -113,7 +113,8 @@ def _new_model(config: Config, dataset: LatentDataset, is_new_run: bool) -> DiT:
     """Return the network with its initial weights, which do not depend on what was drawn before."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = model_of(config.model, dataset.manifest.latents, len(dataset.class_names))
+        classes = len(dataset.class_names)
+        model = model_of(config.model, dataset.manifest.latents, classes, config.engine.kernels)
     if is_new_run and config.init_from is not None:
         load_initial(model, config.init_from)
     return model

@@ -32,7 +32,7 @@ class EMAImages:
         self.autoencoder: Autoencoder = load_autoencoder(
             dataset.manifest.autoencoder, folder=autoencoder_folder(dataset), device=device
         )
-        self._model = config.model
+        self._model, self._kernels = config.model, config.engine.kernels
 
     def check(self, settings: SamplingSettings, section: str) -> None:
         """Raise InputError now rather than at the first image where settings of a configuration section do not fit."""
@@ -58,7 +58,7 @@ class EMAImages:
         return conveniences.together(what, lambda: work(self._model_of(weights)), step)
 
     def _model_of(self, weights: dict[str, Tensor]) -> DiT:
-        model = model_of(self._model, self.latents, len(self.class_names)).to(self.device).eval()
+        model = model_of(self._model, self.latents, len(self.class_names), self._kernels).to(self.device).eval()
         load_trained(model, weights, "ema of this run")
         return model
 

@@ -56,9 +56,11 @@ def build_engine(
 
 
 def wrap_blocks(model: nn.Module, engine: EngineConfig) -> None:
-    """Have blocks multiply in 8 bits, compile them and recompute their activations; no parameter's name changes."""
+    """Turn kernels off, multiply in 8 bits, compile and recompute blocks, as asked; no parameter's name changes."""
     dit: Any = model
     every = engine.checkpoint_every_blocks
+    if engine.kernels == "off":
+        dit.turn_off_kernels()
     if engine.fp8:
         dit.use_fp8()
     if engine.compile:

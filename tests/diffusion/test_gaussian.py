@@ -18,8 +18,14 @@ def test_losses_and_gradients_as_published(name: str) -> None:
     tiny = load_tiny(name)
     latent, noise, time, label = (tiny.io[key] for key in ("x", "noise", "t", "loss_y"))
     diffusion = GaussianDiffusion()
-    assert_parity(f"{name}_io q_sample", diffusion.add_noise(latent, noise, time), tiny.io["q_sample"])
-    terms = diffusion.loss(lambda noised, time: tiny.model(noised, time, label), latent, noise, time)
+    seen: list[Tensor] = []
+
+    def denoiser(noised: Tensor, time: Tensor) -> Tensor:
+        seen.append(noised)
+        return tiny.model(noised, time, label)
+
+    terms = diffusion.loss(denoiser, latent, noise, time)
+    assert_parity(f"{name}_io q_sample", seen[0], tiny.io["q_sample"])
     assert set(terms) == {"mse", "vb"}
     for part, term in terms.items():
         assert term.weight == 1.0
@@ -55,8 +61,8 @@ def test_a_perfect_network_has_no_squared_error(prediction: str) -> None:
 def test_every_prediction_implies_the_same_latent_and_noise(prediction: str) -> None:
     diffusion = GaussianDiffusion(prediction=prediction, learn_sigma=False)
     time = torch.tensor([5, 100, 500, 800])
-    noised = diffusion.add_noise(LATENT, NOISE, time)
-    at = diffusion.noise_schedule.tables(noised.device).at(time)
+    at = diffusion.noise_schedule.tables(LATENT.device).at(time)
+    noised = at.alpha * LATENT + at.sigma * NOISE
     x0, epsilon = diffusion.x0_and_epsilon(true_prediction(prediction, noised, time), noised, at)
     torch.testing.assert_close(x0, LATENT, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(epsilon, NOISE, rtol=1e-4, atol=1e-4)

@@ -77,9 +77,14 @@ def test_killed_it_goes_on(trained: Path, drawn: Path, tmp_path: Path) -> None:
         assert np.abs(theirs - np.asarray(Image.open(tmp_path / "images" / name))).max() <= 1, content[:4]
 
 
-def test_compiled_blocks_draw_the_same_up_to_a_grey_level(trained: Path, drawn: Path, tmp_path: Path) -> None:
-    sample(trained, tmp_path, "--compile")
-    assert json.loads((tmp_path / "protocol.json").read_text())["compiled"] is True
+@pytest.mark.parametrize(
+    ("options", "said"), [(["--compile"], {"compiled": True}), (["--kernels", "off"], {"kernels": "off"})]
+)
+def test_another_computation_draws_the_same_up_to_a_grey_level(
+    options: list[str], said: dict[str, object], trained: Path, drawn: Path, tmp_path: Path
+) -> None:
+    sample(trained, tmp_path, *options)
+    assert json.loads((tmp_path / "protocol.json").read_text()).items() >= said.items()
     for name in pngs(drawn):
         theirs, ours = (np.asarray(Image.open(out / "images" / name)).astype(int) for out in (drawn, tmp_path))
         assert np.abs(theirs - ours).max() <= 1

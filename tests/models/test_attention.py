@@ -29,20 +29,20 @@ def formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.einsum("nhqk,nkhd->nqhd", weights, value)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "matmul", "flash", "flash-padded"])
+@pytest.mark.parametrize("backend", ["sdpa", "matmul", "flash"])
 def test_every_kernel_that_a_cpu_has_is_the_formula(backend: str) -> None:
-    query, key, value = torch.randn(3, 2, 5, 4, 72).unbind()  # [N, T, H, d]; 72 is filled up to 128
+    query, key, value = torch.randn(3, 2, 5, 4, 72).unbind()  # [N, T, H, d]
     torch.testing.assert_close(attention(query, key, value, backend), formula(query, key, value))
 
 
 def test_xformers_is_refused_on_a_cpu_with_the_way_out() -> None:
     with pytest.raises(InputError, match="no operator for device 'cpu'; set attention to 'auto' or 'sdpa'"):
         choose_backend("xformers", CPU)
-    with pytest.raises(InputError, match="'cudnn-padded' cannot run here: it has no operator for device 'cpu'"):
-        choose_backend("cudnn-padded", CPU)
+    with pytest.raises(InputError, match="'cudnn' cannot run here: it has no operator for device 'cpu'"):
+        choose_backend("cudnn", CPU)
 
 
-@pytest.mark.parametrize("kernel", ["cudnn", "flash", "flash-padded"])
+@pytest.mark.parametrize("kernel", ["cudnn", "flash"])
 def test_kernels_of_half_precision_are_refused_in_fp32(kernel: str) -> None:
     with pytest.raises(InputError, match=f"'{kernel}' cannot run here: it computes in bf16 and fp16, not in float32"):
         choose_backend(kernel, CUDA, torch.float32)
@@ -62,6 +62,13 @@ def test_auto_spells_attention_out_in_compiled_bf16_on_a_cpu() -> None:
     assert choose_backend("auto", CPU, torch.bfloat16) == "sdpa"
     assert choose_backend("auto", CPU, torch.float32, is_compiled=True) == "sdpa"
     assert choose_backend("sdpa", CPU, torch.bfloat16, is_compiled=True) == "sdpa"
+
+
+def test_without_kernels_attention_is_matrix_products() -> None:
+    assert choose_backend("auto", CPU, has_kernels=False) == "matmul"
+    assert choose_backend("sdpa", CPU, has_kernels=False) == "sdpa"
+    with pytest.raises(InputError, match=r"'xformers' cannot run here: .* kernels are off \(engine.kernels\); set"):
+        choose_backend("xformers", CPU, has_kernels=False)
 
 
 @pytest.mark.gpu
@@ -106,7 +113,7 @@ def test_the_choice_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixt
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("head_size", [64, 72])
-@pytest.mark.parametrize("kernel", ["xformers", "cudnn", "flash", "cudnn-padded", "flash-padded", "matmul"])
+@pytest.mark.parametrize("kernel", ["xformers", "cudnn", "flash", "matmul"])
 def test_every_kernel_of_a_gpu_agrees_with_fp64(kernel: str, head_size: int) -> None:
     try:
         choose_backend(kernel, CUDA, torch.bfloat16)

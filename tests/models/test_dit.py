@@ -1,3 +1,4 @@
+import functools
 from typing import Any
 
 import pytest
@@ -158,6 +159,40 @@ def test_blocks_can_be_wrapped_from_outside() -> None:
     torch.testing.assert_close(output, expected)
     output.sum().backward()
     assert model.x_embedder.proj.weight.grad is not None
+
+
+def test_hidden_states_are_the_tokens_that_leave_blocks_in_the_order_asked_for() -> None:
+    model, left = random_model(depth=3), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda *call: left.append(call[-1]))
+    alone = model(*inputs())
+    left.clear()
+    output, (last, first) = model(*inputs(), hidden=(3, 1))
+    assert isinstance(alone, Tensor)
+    assert torch.equal(output, alone)
+    assert last is left[2]
+    assert first is left[0]
+    assert first.shape == (3, 16, 32)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_loss_on_a_hidden_state_reaches_the_blocks_before_it(is_compiled: bool) -> None:
+    torch._dynamo.reset()
+    model = random_model(depth=3)
+    if is_compiled:
+        model.compile_blocks()
+    for block in model.blocks:
+        block.forward = functools.partial(torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False)
+    _, (tokens,) = model(*inputs(), hidden=[2])
+    tokens.square().sum().backward()
+    has_gradient = [block.attn.qkv.weight.grad is not None for block in model.blocks]
+    assert has_gradient == [True, True, False]
+
+
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_hidden_states_of_no_block_are_refused(number: int) -> None:
+    with pytest.raises(InputError, match=f"hidden state {number} is asked for and blocks are numbered 1 to 2"):
+        random_model()(*inputs(), hidden=[1, number])
 
 
 @pytest.mark.parametrize(

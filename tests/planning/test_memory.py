@@ -7,6 +7,7 @@ from dit_scale.config import EngineConfig
 from dit_scale.diffusion import build_objective, total
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, build_model
+from dit_scale.planning.measuring import kept_of
 from dit_scale.planning.memory import TrainingSetup, estimate_memory
 from dit_scale.training.loss import LossFunction
 from dit_scale.zero.engine import wrap_blocks
@@ -49,6 +50,17 @@ def test_activations_are_what_autograd_keeps(name: str, dtype: torch.dtype, ever
     assert estimate_memory(model, setup).activations == pytest.approx(
         bytes_kept_of_a_loss(model, images, dtype), rel=0.01
     )
+
+
+def test_a_gpus_kernels_keep_less_than_pytorch_by_what_they_do_in_one_pass() -> None:
+    pytest.importorskip("triton")
+    with torch.device("meta"):
+        model = build_model("DiT-S/2", depth=3, latent_size=32, num_classes=NUM_CLASSES)
+    ours, pytorchs = (kept_of(model.config, 2, on_gpu).block for on_gpu in (True, False))
+    tokens = 2 * model.grid_side**2 * model.hidden_size
+    # Not kept: what is normalised, twice, and the tokens between attention and MLP.
+    assert (pytorchs - ours) / tokens == pytest.approx(3.0, abs=0.02)
+    assert ours / tokens == pytest.approx(9.0 + 2 * model.mlp_ratio, rel=0.01)
 
 
 @pytest.fixture(scope="module")

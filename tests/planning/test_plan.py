@@ -16,7 +16,7 @@ from dit_scale.models import build_model
 from dit_scale.planning.chart import scalings
 from dit_scale.planning.choices import model_on_meta
 from dit_scale.planning.cluster import GPUS, Cluster
-from dit_scale.planning.flops import forward_multiply_adds, training_flops_per_image
+from dit_scale.planning.flops import attention_flops_per_image, forward_multiply_adds, training_flops_per_image
 from dit_scale.planning.search import plan_of, search
 from tests.end_to_end.conftest import images, shards  # noqa: F401 (fixtures)
 from tests.launch import run
@@ -39,10 +39,20 @@ def test_flops_are_pytorchs_count_to_the_last_one(name: str) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
         output.sum().backward()
     assert forward.get_total_flops() == 2 * forward_multiply_adds(model)
-    # Nobody asks for the gradients of the latent and of the time's cosines, which the usual count of six contains.
-    tokens, patch = model.grid_side**2, model.patch_size**2 * model.in_channels
-    unasked = 2 * model.hidden_size * (tokens * patch + 256)
-    assert forward.get_total_flops() + backward.get_total_flops() == training_flops_per_image(model) - unasked
+    assert forward.get_total_flops() + backward.get_total_flops() == training_flops_per_image(model)
+    tokens = model.grid_side**2  # QK' and weights V, each with two gradients: six products of two a multiply-add
+    assert attention_flops_per_image(model) == 12 * model.depth * tokens**2 * model.hidden_size
+
+
+PAPER = {"DiT-S/8": 0.36, "DiT-B/4": 5.56, "DiT-L/2": 80.71, "DiT-XL/2": 118.64}
+
+
+@pytest.mark.parametrize(("name", "gflops"), PAPER.items())
+def test_flops_are_those_of_the_papers_table(name: str, gflops: float) -> None:
+    """Gflops of arXiv 2212.09748, table 4, which are multiply-adds of a forward pass."""
+    with torch.device("meta"):
+        model = build_model(name, latent_size=32, num_classes=1000)
+    assert forward_multiply_adds(model) / 1e9 == pytest.approx(gflops, abs=0.02)
 
 
 @pytest.mark.parametrize(("name", "parameters"), LARGE.items())

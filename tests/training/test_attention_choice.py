@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dit_scale.config import EngineConfig
 from dit_scale.distributed.runtime import World
 from dit_scale.models import DiT
 from dit_scale.models.kernel_timing import AttentionShape
 from dit_scale.supervision.conveniences import Conveniences
 from dit_scale.training.attention_choice import ATTENTION, _choice, settle_attention
+from dit_scale.zero.engine import wrap_blocks
 
 CPU = torch.device("cpu")
 
@@ -26,6 +28,15 @@ def test_a_cpu_needs_no_measurement(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_without_kernels_nothing_is_measured(tmp_path: Path) -> None:
+    network, world = model(), World()
+    wrap_blocks(network, EngineConfig(kernels="off"))
+    assert not network.has_kernels
+    settle_attention(network, 4, torch.device("cuda"), torch.float32, tmp_path, world, Conveniences(tmp_path, world))
+    assert network.attention == "auto"
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_was_measured_is_written_down_and_kept(tmp_path: Path) -> None:
     path, shape = tmp_path / ATTENTION, AttentionShape.of(model(), 4)
     conveniences = Conveniences(tmp_path, World())
@@ -37,6 +48,8 @@ def test_what_was_measured_is_written_down_and_kept(tmp_path: Path) -> None:
     assert "cannot" not in written["seconds"]["xformers"] and written["seconds"]["sdpa"] > 0.0
     path.write_text(json.dumps(written | {"chosen": "flash"}))  # as if another had been faster then
     assert _choice(path, shape, CPU, torch.float32, conveniences) == "flash"
+    path.write_text(json.dumps(written | {"chosen": "flash-padded"}))  # by a run from before that kernel was retired
+    assert _choice(path, shape, CPU, torch.float32, conveniences) == "sdpa"
     assert _choice(path, shape, CPU, torch.bfloat16, conveniences) == "sdpa"  # another setting is measured anew
     path.write_text("{torn")
     assert _choice(path, shape, CPU, torch.float32, conveniences) == "sdpa"

@@ -1,0 +1,66 @@
+"""One configuration: what `model.*` of a file sets, what presets set and what `DiT` takes are the same."""
+
+from dataclasses import MISSING, fields
+from typing import Literal, get_args, get_origin
+
+import pytest
+import torch
+
+from dit_scale.config import FIXED_FOR_A_RUN, ModelConfig
+from dit_scale.errors import InputError
+from dit_scale.latents import LatentSpec
+from dit_scale.models import PRESETS, DiT, NetworkConfig, build_model
+from dit_scale.models.config import FROM_DATA
+from dit_scale.models.presets import SIZES
+from dit_scale.recipe import model_of
+
+NETWORK = {entry.name: entry for entry in fields(NetworkConfig)}
+SCHEMA = {entry.name: entry for entry in fields(ModelConfig)}
+SMALL = {"latent_size": 8, "num_classes": 3, "patch_size": 2, "hidden_size": 16, "depth": 1, "num_heads": 2}
+
+
+def test_a_configuration_file_sets_every_field_that_data_do_not() -> None:
+    assert list(SCHEMA) == ["name", *(name for name in NETWORK if name not in FROM_DATA)]
+    fixed = {key.removeprefix("model.") for key in FIXED_FOR_A_RUN if key.startswith("model.")}
+    assert fixed == set(SCHEMA) - {"attention"}, "what changes the function stays for a run"
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMA if name != "name"])
+def test_defaults_and_choices_are_the_networks(name: str) -> None:
+    ours, theirs = SCHEMA[name], NETWORK[name]
+    assert ours.default in (None, theirs.default)  # null is the preset's
+    if ours.default is None:
+        assert theirs.default is not MISSING or name in SIZES, "every preset gives what has no default"
+    if get_origin(theirs.type) is Literal:
+        assert {choice for kind in (ours.type, *get_args(ours.type)) for choice in get_args(kind) or [kind]} >= set(
+            get_args(theirs.type)
+        )
+    else:
+        assert theirs.type in (ours.type, *get_args(ours.type))
+
+
+def test_presets_set_fields_of_the_network_and_all_sizes() -> None:
+    for preset in PRESETS.values():
+        assert set(SIZES) <= set(preset) <= set(NETWORK) - set(FROM_DATA)
+
+
+def test_a_network_keeps_its_configuration() -> None:
+    with torch.device("meta"):
+        model = build_model("DiT-S/2", latent_size=32, num_classes=10, depth=2)
+    assert model.config == NetworkConfig(
+        latent_size=32, num_classes=10, patch_size=2, hidden_size=384, depth=2, num_heads=6
+    )
+    assert hash(model.config) == hash(NetworkConfig(**vars(model.config)))  # so that what is measured can be kept
+
+
+def test_an_unknown_keyword_is_an_error() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mlp_ration'"):
+        DiT(**SMALL | {"mlp_ration": 4.0})
+
+
+@pytest.mark.parametrize(("retired", "same"), [("cudnn-padded", "cudnn"), ("flash-padded", "flash")])
+def test_a_checkpoint_that_names_a_retired_kernel_is_read(retired: str, same: str) -> None:
+    stored = ModelConfig(name="DiT-S/8", depth=1, attention=retired)  # type: ignore[arg-type]
+    assert model_of(stored, LatentSpec(4, 8), 3).attention == same
+    with pytest.raises(InputError, match=f"attention '{retired}' is unknown; did you mean '{same}'"):
+        DiT(**SMALL | {"attention": retired})
