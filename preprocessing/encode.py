@@ -20,12 +20,12 @@ from dit_scale.data.shards import Record, shard_name, write_shard
 from dit_scale.distributed.runtime import World, array_element, device_of, die_with_parent, set_threads
 from dit_scale.errors import InputError
 from dit_scale.files import full_disk_explained
-from preprocessing.ahead import ahead
+from dit_scale.prefetch import Prefetch
+from dit_scale.progress import shown
 from preprocessing.finishing import finish, too_many_rejected
 from preprocessing.job import Job, Receipt, Rejection
 from preprocessing.pipeline import Encoder, Result
 from preprocessing.planning import decoder_for, join, prepare
-from preprocessing.progress import shown
 from preprocessing.sources import summary
 from preprocessing.workers import run_workers
 
@@ -56,7 +56,7 @@ def _lead(config: EncodeConfig, world: World) -> Manifest | None:
     set_threads(world, 1)  # sums differ in their last bits with the number of threads
     job = prepare(config)
     print(summary(job.source), file=sys.stderr, flush=True)
-    with shown(len(job.source), job.images_done):
+    with shown("encoded", len(job.source), job.images_done):
         while missing := job.missing():
             if job.unclaimed():
                 _work(config, world)
@@ -101,7 +101,7 @@ def encode_part(config: EncodeConfig, world: World) -> None:
     with decoder_for(config, job.source) as decoder:
         images = decoder.decode(chain.from_iterable(job.images_of(number) for number in for_decoding))
         results = Encoder(job, autoencoder, device).results(for_encoding, images)
-        with closing(ahead(results, _RESULTS_AHEAD)) as ready:  # encodes while this thread writes
+        with closing(Prefetch(results, _RESULTS_AHEAD, "ahead")) as ready:  # encodes while this thread writes
             for number in for_writing:
                 started = time.monotonic()
                 receipt = _make(job, number, ready, rejected)
