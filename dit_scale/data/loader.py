@@ -42,7 +42,7 @@ class Reading:
     """How records are read."""
 
     mirror: bool = True
-    """Take mirror images for half of them."""
+    """Take mirror images (horizontal flips) of half of them."""
     verify: bool = True
     on_damage: Literal["stop", "set_aside"] = "stop"
     prefetch_batches: int = 4
