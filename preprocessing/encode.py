@@ -8,6 +8,7 @@ the same shard make the same bytes, and the later one finds it finished.
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -88,9 +89,9 @@ def encode_part(config: EncodeConfig, world: World) -> None:
     if not job.missing():
         return
     element = array_element()
-    for_decoding, for_encoding, for_writing = tee(
-        _shards(job, element.index * world.world_size + world.rank, element.count * world.world_size), 3
-    )
+    shards = _shards(job, element.index * world.world_size + world.rank, element.count * world.world_size)
+    lock = threading.Lock()
+    for_decoding, for_encoding, for_writing = (_one_at_a_time(branch, lock) for branch in tee(shards, 3))
     device = device_of(world)
     autoencoder = load_autoencoder(
         job.plan["identity"], folder=job.output, device=device, precision=config.autoencoder.precision
@@ -119,6 +120,16 @@ def _shards(job: Job, worker: int, num_workers: int) -> Iterator[int]:
     while unclaimed := [number for number in job.unclaimed() if number not in taken]:
         number = unclaimed[worker * len(unclaimed) // num_workers]  # apart from the others who look now
         taken.add(number)
+        yield number
+
+
+def _one_at_a_time(branch: Iterator[int], lock: threading.Lock) -> Iterator[int]:
+    """Yield a tee's numbers: threads that ask its branches at one moment would get a RuntimeError."""
+    while True:
+        with lock:
+            number = next(branch, None)
+        if number is None:
+            return
         yield number
 
 
