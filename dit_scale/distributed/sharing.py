@@ -1,7 +1,7 @@
 """Items shared among the ranks: which of them are this rank's, and what all ranks made of theirs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 
@@ -30,6 +30,13 @@ def shares(items: Sequence[int], batch_size: int, world: World, *, is_collective
     for number in range(world.rank, rounds * world.world_size if is_collective else count, world.world_size):
         own = list(items[number * batch_size : (number + 1) * batch_size])
         yield Share(own, own + [items[-1]] * (batch_size - len(own)))
+
+
+def gather_everywhere(value: T, world: World) -> list[T]:
+    """Return each rank's value, on every rank (collective)."""
+    values: list[Any] = [None] * world.world_size
+    dist.all_gather_object(values, value)
+    return values
 
 
 def gather_on_rank_zero(made: Mapping[int, T], world: World) -> dict[int, T]:
