@@ -1,7 +1,6 @@
-"""Errors that are told in one sentence: what the user can mend, and what went wrong around the program."""
+"""Errors that are told in one sentence: what the user can fix, and what went wrong around the program."""
 
 import difflib
-import json
 from collections.abc import Iterable
 
 _LONGEST_LIST = 160
@@ -9,14 +8,14 @@ _LONGEST_LIST = 160
 
 
 class InputError(ValueError):
-    """Bad configuration or input: one sentence with the value, the rule and the way out.
+    """Bad configuration or input: one sentence with the value, the rule and the fix.
 
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 class Failure(RuntimeError):
-    """Storage that stalls, a full disk, a process that was killed: one sentence with what happened and the way out.
+    """Storage that stalls, a full disk, a process that was killed: one sentence with what happened and the fix.
 
     The command line prints it without a traceback and exits with status 1.
     """
@@ -42,8 +41,3 @@ def few(names: Iterable[str]) -> str:
         if count and total > _LONGEST_LIST:
             return f"{', '.join(names[:count])}, … ({len(names)} in all)"
     return ", ".join(names)
-
-
-def shown(value: object) -> str:
-    """Return a value of a protocol for a sentence, a long list cut short."""
-    return f"[{few(map(json.dumps, value))}]" if isinstance(value, list) else json.dumps(value)

@@ -142,7 +142,7 @@ def _without_room(folder: Path, what: str, written: str | None) -> str:
     if written is not None and not Path(written).absolute().is_relative_to(folder.absolute()):
         return f"the disk of '{written}' has no room left"
     if written is None and _has_room(folder):
-        return f"not the disk of {what}, but that of temporary files or caches has no room left"
+        return f"the disk of temporary files or caches has no room left (that of {what} has)"
     return f"{what} has no room left"
 
 

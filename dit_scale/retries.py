@@ -41,7 +41,7 @@ def with_retries(
 ) -> _Result:
     """Return what ``action`` returns, trying again while it raises; in the end raises Failure.
 
-    ``trouble_of`` says what went wrong, or raises what no retry fixes.
+    ``trouble_of`` says what went wrong, or raises what no retry can fix.
     """
     while True:
         try:

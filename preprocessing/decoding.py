@@ -2,12 +2,10 @@
 
 import io
 import logging
-import multiprocessing
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import islice
 
@@ -15,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from dit_scale.distributed.runtime import die_with_parent
 from dit_scale.errors import Failure
 from dit_scale.image_files import FORMATS
+from preprocessing.pool import ProcessDied, ProcessPool
 from preprocessing.sources import Place, Source
 from preprocessing.transforms import centre_crop
 
@@ -41,7 +39,7 @@ class Decoder:
         self,
         source: Source,
         image_size: int,
-        pool: Executor | None = None,
+        pool: ProcessPool[list[Decoded]] | None = None,
         tasks_ahead: int = 0,
         exif_rotation: bool = False,
     ):
@@ -59,16 +57,16 @@ class Decoder:
             return
         try:
             yield from self._decode_ahead(self._pool, places)
-        except BrokenProcessPool as error:
+        except ProcessDied as error:
             raise Failure(
-                "a decoder process was killed, most likely for want of memory, or crashed; give the job more memory or "
-                "fewer decode_workers, and run the same encode again, which goes on with what is missing"
+                "a decoder process was killed, most likely because memory ran out, or it crashed; give the job more "
+                "memory or fewer decode_workers, and run the same encode again, which makes what is missing"
             ) from error
 
-    def _decode_ahead(self, pool: Executor, places: Iterator[Place]) -> Iterator[Decoded]:
+    def _decode_ahead(self, pool: ProcessPool[list[Decoded]], places: Iterator[Place]) -> Iterator[Decoded]:
         pending: deque[Future[list[Decoded]]] = deque()
         while task := list(islice(places, _IMAGES_PER_TASK)):
-            pending.append(pool.submit(_decode_images, task, self._image_size, self._exif_rotation))
+            pending.append(pool.submit(task, self._image_size, self._exif_rotation))
             if len(pending) > self._tasks_ahead:
                 yield from pending.popleft().result()
         while pending:
@@ -81,10 +79,7 @@ def open_decoder(source: Source, image_size: int, workers: int, exif_rotation: b
     if workers == 0:
         yield Decoder(source, image_size, exif_rotation=exif_rotation)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU handles into the children
-    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
-        for _ in range(workers):
-            pool.submit(_start)  # here and now: a process dies with the thread that started it
+    with ProcessPool(workers, _decode_images) as pool:
         yield Decoder(source, image_size, pool, workers * _TASKS_AHEAD_PER_WORKER, exif_rotation)
 
 
@@ -134,7 +129,3 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
 
 def _decode_images(places: list[Place], image_size: int, exif_rotation: bool) -> list[Decoded]:
     return [decode_image(place, image_size, exif_rotation) for place in places]
-
-
-def _start() -> None:
-    """Do nothing, in a process that this starts."""

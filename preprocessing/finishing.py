@@ -42,7 +42,7 @@ def too_many_rejected(count: int, limit: int, last: Rejection) -> str:
     """Return the sentence for more rejected images than the limit."""
     return (
         f"image '{last.name}' cannot be decoded ({last.reason}), which makes {count} rejected images where "
-        f"max_rejected={limit}; mend it, or give max_rejected={max(count, 2 * limit)} to leave such images out"
+        f"max_rejected={limit}; fix it, or give max_rejected={max(count, 2 * limit)} to leave such images out"
     )
 
 

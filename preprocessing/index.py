@@ -47,7 +47,7 @@ def index(folder: Path, description: Description) -> Manifest:
     _check_free(folder, tars)
     make_writable_folder(folder, "folder")
     autoencoder = load_autoencoder(description.autoencoder)
-    with full_disk_explained(folder, "which begins anew"):
+    with full_disk_explained(folder, "which starts from scratch"):
         manifest = _scan(tars, autoencoder, description)
         save_autoencoder(autoencoder, folder)
         manifest.write(folder)
@@ -58,7 +58,7 @@ def index(folder: Path, description: Description) -> Manifest:
 def _check_free(folder: Path, tars: list[Path]) -> None:
     """Raise InputError where a file of ours, or of somebody else's, is in the way."""
     if (folder / FILE_NAME).exists():
-        raise InputError(f"'{folder}' has a {FILE_NAME} already; delete it to index the tars anew")
+        raise InputError(f"'{folder}' has a {FILE_NAME} already; delete it to index the tars again")
     if (folder / STATE_FOLDER).exists():
         raise InputError(f"'{folder}' is being encoded, or was; run dit-scale encode again, which ends with a manifest")
     for path in (tar.with_suffix(".npy") for tar in tars):

@@ -2,7 +2,7 @@
 
 The folder ``encoding/`` beside the shards keeps it: ``plan.json`` says all that determines the shards' bytes,
 ``source.npy`` is the listing of the images, and ``shard-000000.json`` is a shard's receipt, written when the shard is
-whole. The folder may be deleted once the manifest is there and nothing of it is to be made anew.
+whole. The folder may be deleted once the manifest is there and nothing of it is to be made again.
 """
 
 import hashlib
@@ -181,11 +181,11 @@ class Job:
             return None
 
     def discard(self, number: int) -> None:
-        """Have a shard made anew; its files stay until then."""
+        """Have a shard made again; its files stay until then."""
         self._receipt_path(number).unlink(missing_ok=True)
 
     def discard_stale(self) -> None:
-        """Have those shards made anew whose receipts do not hold, and clear up after killed encoders."""
+        """Have those shards made again whose receipts do not hold, and clear up after killed encoders."""
         for number in range(self.num_shards):
             if self.receipt(number) is None:
                 self.discard(number)

@@ -35,7 +35,7 @@ _PATIENCE_SECONDS = 3600.0
 
 
 def prepare(config: EncodeConfig) -> Job:
-    """Make the job anew or go on with the folder's; raises InputError where the folder holds another.
+    """Make a new job or go on with the folder's; raises InputError where the folder holds another.
 
     The first process to come makes it, others on the same folder wait for that and find it made.
     """

@@ -99,7 +99,7 @@ def _measure(config: EncodeConfig, name: str, writing: Path, rounds: int) -> dic
     )
     if config.autoencoder.compile:
         autoencoder.compile()
-    actions = _stages(job, autoencoder, device, writing) | {WHOLE: lambda: _encode_anew(job, world)}
+    actions = _stages(job, autoencoder, device, writing) | {WHOLE: lambda: _encode_again(job, world)}
     costs = in_rounds(actions, rounds)
     return {
         "name": name,
@@ -137,7 +137,7 @@ def _stages(job: Job, autoencoder: Autoencoder, device: str, writing: Path) -> d
     }
 
 
-def _encode_anew(job: Job, world: World) -> None:
+def _encode_again(job: Job, world: World) -> None:
     """Run the pipeline as `dit-scale encode` does once the source is listed and the autoencoder is there."""
     for number in range(job.num_shards):
         job.discard(number)

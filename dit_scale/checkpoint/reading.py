@@ -103,7 +103,7 @@ def find_last_good(checkpoints: Path, world: World) -> Checkpoint | None:
     """Return the newest checkpoint that verifies; name, set aside and skip damaged ones (collective).
 
     None means that the run never saved. Raises InputError where it did, but nothing of it is whole: a run never
-    begins anew without a word. A disk that fails to read raises OSError and sets nothing aside.
+    starts from scratch without a word. A disk that fails to read raises OSError and sets nothing aside.
     """
     # One rank's listing: a networked folder may look different elsewhere.
     listing: list[Any] = [[folder.name for folder in newest_first(checkpoints)], _has_saved(checkpoints)]

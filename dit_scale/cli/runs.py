@@ -31,7 +31,7 @@ def _add_status(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder")
     command.add_argument("--json", action="store_true", help="the same for programs")
     command.add_argument(
-        "--requeue", action="store_true", help="for launchers: exit status 0 if the run should be begun anew, 3 if not"
+        "--requeue", action="store_true", help="for launchers: exit status 0 if the run should start again, 3 if not"
     )
     command.add_argument("--max-restarts", type=positive, metavar="N", help="$DIT_SCALE_MAX_RESTARTS, or 100")
     command.add_argument(

@@ -111,7 +111,7 @@ def _without_effect(section: Any, key: str, entry: Field[Any], condition: When) 
 
 def _out_of_range(key: str, number: float, entry: Field[Any], limits: Range) -> InputError:
     kind, is_optional = unwrap(entry.type)
-    what = "is not a number" if math.isnan(number) else "is not finite" if math.isinf(number) else "is out of range"
+    what = "is not a number" if number != number else "is not finite" if abs(number) == math.inf else "is out of range"
     advice = limits.advice(noun_of(int if "int" in str(kind) else float))
     null = ", or null" if is_optional and kind in (int, float) else ""
     return InputError(f"{key}={shown(number)} {what}; give {advice}{null}")

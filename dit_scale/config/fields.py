@@ -1,6 +1,6 @@
 """What a field says beside its default: the range of its numbers, and the choice that it goes with."""
 
-import math
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Range:
 
     def holds(self, number: float) -> bool:
         """Return whether a number is in range."""
-        if not math.isfinite(number):
+        if not abs(number) <= sys.float_info.max:  # which NaN is not, either
             return False
         return (self.or_zero and number == 0) or (
             (self.at_least is None or number >= self.at_least)

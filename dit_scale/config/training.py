@@ -97,7 +97,7 @@ class TrainSection:
     on_bad_step: Literal["skip", "roll_back", "stop"] = "skip"
     """Not finite, or a spike: leave the update out; go to the last checkpoint and on without that batch; or end."""
     spike_factor: float = number(0.0, above=1, or_zero=True)
-    """A gradient norm above so many times the median of the last 100 is a spike; 0 takes none for one."""
+    """A gradient norm above so many times the median of the last 100 is a spike; 0 disables this."""
     max_bad_steps: int = number(10, at_least=0)
     """Bad steps among the last 1,000; one more ends the run."""
 

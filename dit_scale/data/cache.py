@@ -31,8 +31,7 @@ from dit_scale.files import exclusive_lock, make_writable_folder, remove
 _SHARDS, _LOCKS, _ROOM_LOCK = "shards", "locks", "room.lock"
 _DESK, _ALIVE, _RESERVED = "desk-", "alive", "reserved-"
 _BUSY = (
-    "cache folder '{place}' is held by {{holder}}; look to what that does, or give another data.cache "
-    "(inspect: --cache)"
+    "cache folder '{place}' is held by {{holder}}; wait until that ends, or give another data.cache (inspect: --cache)"
 )
 
 

@@ -72,7 +72,7 @@ def _convert(source: str | Path, target: Path, source_kind: _Kind, target_kind: 
 def _folder_in_the_making(target: Path) -> Iterator[Path | None]:
     """Give an empty folder that becomes ``target`` at the end, or None where that is there already.
 
-    One that was left half made is removed: this goes fast enough to begin anew.
+    One that was left half made is removed: this goes fast enough to start from scratch.
     """
     target = target.absolute()
     make_writable_folder(target.parent, "the folder of the new shards")
@@ -85,7 +85,7 @@ def _folder_in_the_making(target: Path) -> Iterator[Path | None]:
         remove(work)
         work.mkdir()
         try:
-            with full_disk_explained(target.parent, "which begins anew"):
+            with full_disk_explained(target.parent, "which starts from scratch"):
                 yield work
                 for place in (*work.iterdir(), work):  # all on disk before the folder gets its name
                     fsync_folder(place)

@@ -29,7 +29,9 @@ def mix(manifests: Mapping[str, Manifest], renamed: Renamed | None = None) -> Mi
     renamed = renamed or {}
     for place in renamed:
         if place not in manifests:
-            raise InputError(f"data.class_names tells of '{place}', which is no folder{nearest(place, manifests)}")
+            raise InputError(
+                f"data.class_names renames classes of '{place}', which is not in data.path{nearest(place, manifests)}"
+            )
     if len(manifests) == 1 and not any(renamed.values()):
         (names,) = (manifest.class_names for manifest in manifests.values())
         return Mixture(names, (tuple(range(len(names))),), _short_names(list(manifests)))

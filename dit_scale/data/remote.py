@@ -66,7 +66,7 @@ class RemoteStorage(OpenShards):
         self._ahead.request([file for file in files if file.name not in self._open])
 
     def forget(self, file: File) -> bool:
-        """Drop this machine's copy of a damaged file, so that it is fetched anew; True the first time only."""
+        """Drop this machine's copy of a damaged file, so that it is fetched again; True the first time only."""
         if file.name in self._forgotten:
             return False
         self._forgotten.add(file.name)
@@ -169,7 +169,7 @@ class RemoteStorage(OpenShards):
         return with_retries(action, lambda error: self._trouble(file, error, sizes), retries)
 
     def _trouble(self, file: File, error: Exception, sizes: list[int]) -> str:
-        """Return what went wrong, or raise what no retry fixes."""
+        """Return what went wrong, or raise what no retry can fix."""
         where = f"{self.location}/{file.name}"
         if isinstance(error, InputError | Failure):
             raise error

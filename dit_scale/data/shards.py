@@ -24,7 +24,7 @@ from dit_scale.data.storage import UNKNOWN_BYTES, File, Storage
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write, sha256_file
 
-WAY_OUT = "run dit-scale verify with --repair, or delete it and run dit-scale encode again, which makes it anew"
+WAY_OUT = "run dit-scale verify with --repair, or delete it and run dit-scale encode again, which makes it again"
 Rows = npt.NDArray[Any]
 
 
@@ -89,7 +89,7 @@ def is_sidecar(path: Path) -> bool:
 
 
 def read_sidecar(storage: Storage, entry: ShardEntry) -> Rows:
-    """Return a shard's sidecar, which must be the one that the manifest tells of."""
+    """Return a shard's sidecar, which must be the one that the manifest names."""
     where = f"{storage.location}/{entry.sidecar}"
     while True:
         try:
@@ -101,7 +101,7 @@ def read_sidecar(storage: Storage, entry: ShardEntry) -> Rows:
         if hashlib.sha256(content).hexdigest() == entry.sidecar_sha256:
             return np.load(io.BytesIO(content), allow_pickle=False)
         if not storage.forget(File(entry.sidecar, UNKNOWN_BYTES)):  # this machine's copy may be at fault
-            raise InputError(f"sidecar '{where}' is not the one that its manifest tells of; {WAY_OUT}")
+            raise InputError(f"sidecar '{where}' is not the one that its manifest names; {WAY_OUT}")
 
 
 def damage_of(folder: Path, entry: ShardEntry) -> str | None:

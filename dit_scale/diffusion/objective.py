@@ -41,7 +41,7 @@ OBJECTIVES: dict[str, type[GaussianDiffusion] | type[FlowMatching]] = {
 def build_objective(name: str, **options: Any) -> Objective:
     """Build the objective ``name`` from those of ``options`` that are its own.
 
-    An option of another objective is passed over, so that one section of a configuration serves all of them.
+    An option of another objective is ignored, so that one section of a configuration serves all of them.
 
     Raises:
         InputError: a name or an option that no objective has, or a value that its objective refuses.

@@ -27,13 +27,6 @@ class Fragment:
         return flats[self.flat].narrow(0, self.start, self.numel)
 
 
-def gather(
-    owned: Sequence[Fragment], tensors: Sequence[Tensor], shapes: dict[str, torch.Size], device: torch.device | str
-) -> dict[str, Tensor]:
-    """Assemble whole fp32 parameters on every rank from each rank's owned fragments (collective)."""
-    return completed(laid_out(owned, tensors, shapes, device), shapes)
-
-
 def laid_out(
     owned: Sequence[Fragment], tensors: Sequence[Tensor], shapes: dict[str, torch.Size], device: torch.device | str
 ) -> dict[str, Tensor]:
@@ -45,7 +38,7 @@ def laid_out(
 
 
 def completed(parts: dict[str, Tensor], shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """Fill in the other ranks' fragments, in place (collective)."""
+    """Return whole parameters: what each rank laid out, with the other ranks' fragments filled in (collective)."""
     for part in parts.values():  # each element is nonzero on one rank at most, so the sum is exact
         dist.all_reduce(part)
     return {name: parts[name].view(shape) for name, shape in shapes.items()}

@@ -80,7 +80,7 @@ class LauncherJob:
     number: str | None
     """Null outside of a batch system."""
     restart: int
-    """How often the batch system has begun it anew."""
+    """How often the batch system has started it again."""
 
 
 def launcher_job() -> LauncherJob:

@@ -104,7 +104,7 @@ def _of_checkpoints(model: DiT | InputError, config: Config, rates: hardware.Dis
 
 
 def _unknown(name: str) -> Finding:
-    return Finding(name, Status.WARN, "unknown, since the model is", "mend that first")
+    return Finding(name, Status.WARN, "unknown, since the model is", "fix that first")
 
 
 def _opened(config: Config) -> LatentDataset | InputError:

@@ -51,7 +51,7 @@ def guarded(name: str, check: Callable[..., Finding], *arguments: Any) -> Findin
         return failed_with(name, error)
     except Exception as error:  # a check that breaks is a finding, and the other ranks wait for this one
         said = str(error).strip().splitlines() or ["no reason given"]
-        return Finding(name, Status.FAIL, f"{type(error).__name__}: {said[0]}", "mend what the error names")
+        return Finding(name, Status.FAIL, f"{type(error).__name__}: {said[0]}", "fix what the error names")
 
 
 def failed_with(name: str, error: Exception) -> Finding:

@@ -243,7 +243,7 @@ def _read(file: Path) -> np.ndarray:
 
 
 def _damaged(path: Path, error: object) -> InputError:
-    return InputError(f"'{path}' is not a whole .npz ({error}); write or copy it anew")
+    return InputError(f"'{path}' is not a whole .npz ({error}); write or copy it again")
 
 
 def _by(size: tuple[int, ...]) -> str:

@@ -146,6 +146,8 @@ def _read_statistics(path: Path, widths: dict[str, int]) -> dict[str, Tensor]:
     try:
         stored = _from_torch(path) if kind_of(path) == TORCH else dict(_from_numpy(path))
         values = {name: np.asarray(value, np.float64) for name, value in stored.items() if name in _STATISTICS}
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"statistics '{path}' cannot be read ({error}); write or copy them again") from error
     for mean, width in widths.items():

@@ -56,7 +56,7 @@ def export(path: Path, out: Path, to: str, kind: str = "ema") -> None:
     if to in FORMS and out.exists():
         raise InputError(f"'{out}' is there already; remove it, or give another path")
     exported = _read(path, kind)
-    with full_disk_explained(out.parent, "which begins anew"):
+    with full_disk_explained(out.parent, "which starts from scratch"):
         if to == DIFFUSERS:
             _write_pipeline(exported, path, out)
         else:

@@ -7,7 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
-from dit_scale.errors import InputError
+from dit_scale.errors import InputError, few
 
 _FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _ZERO_PART = re.compile(r"(\w+_)?zero_pp_rank_\d+_mp_rank_\d+_(model|optim)_states\.pt")
@@ -28,10 +28,7 @@ def refuse_folder(folder: Path) -> None:
         )
     files = sorted(path.name for path in folder.glob("*") if path.suffix in _FILES)
     if files and not (folder / "model_index.json").is_file():
-        more = f", … ({len(files)} in all)" if len(files) > 3 else ""
-        raise InputError(
-            f"'{folder}' is no DiTPipeline's folder, but one of files; give one of them: {', '.join(files[:3])}{more}"
-        )
+        raise InputError(f"'{folder}' is no DiTPipeline's folder, but one of files; give one of them: {few(files)}")
 
 
 def refuse_part(path: Path) -> None:

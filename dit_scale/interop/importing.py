@@ -60,7 +60,7 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
     ``source`` is a published .pt, a .safetensors or the folder of a DiTPipeline. Raises InputError where it is
     something else or a number is missing that nobody gave.
     """
-    with atomic_folder(out) as folder, full_disk_explained(out.parent, "which begins anew"):
+    with atomic_folder(out) as folder, full_disk_explained(out.parent, "which starts from scratch"):
         weights, said = _read_folder(source, unsaid) if source.is_dir() else (_read_file(source, unsaid), unsaid)
         weights = _in_fp32(weights, str(source))
         architecture = architecture_of(weights, str(source))
@@ -231,4 +231,4 @@ def _save(run_dir: Path, description: Description, weights: Mapping[str, Tensor]
         saver.save(description, State(shapes, fragments, {EMA: flats}, adam_step=0))
         outcome = saver.wait()
     if outcome is None or outcome.trouble is not None:
-        raise Failure(f"'{run_dir}' could not be written ({outcome and outcome.trouble}); mend that and run this again")
+        raise Failure(f"'{run_dir}' could not be written ({outcome and outcome.trouble}); fix that and run this again")

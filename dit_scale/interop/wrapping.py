@@ -42,20 +42,20 @@ def unwrapped(content: object, origin: str) -> dict[str, Tensor]:
 
 
 def _taken(content: object) -> tuple[object, list[str]]:
-    """Go down to the state dict; also return, in words, which keys led there and which were passed by."""
+    """Go down to the state dict; also return, in words, which keys led there and which were left."""
     said = []
     while isinstance(content, Mapping):
         there = [key for key in KEYS if isinstance(content.get(key), Mapping)]
         key = next((key for key in there if _holds_weights(content[key])), None)
         if key is None:
             break
-        others = [_passed_by(other, content[other]) for other in there if other != key]
+        others = [_left(other, content[other]) for other in there if other != key]
         said.append(f"'{key}' is taken" + (f" and not {', '.join(others)}" if others else ""))
         content = content[key]
     return content, said
 
 
-def _passed_by(key: str, content: object) -> str:
+def _left(key: str, content: object) -> str:
     return f"'{key}'" if _holds_weights(content) else f"'{key}' (it holds no named tensors)"
 
 

@@ -1,4 +1,4 @@
-"""Whether a launcher should begin a run anew: decided from the run folder, never from an exit status."""
+"""Whether a launcher should start a run again: decided from the run folder, never from an exit status."""
 
 from dataclasses import dataclass
 from itertools import takewhile
@@ -44,7 +44,7 @@ def decide(run_dir: Path, limits: Limits) -> Decision:
 
 
 def restarts_of_job(attempts: list[Attempt]) -> int:
-    """Return how often the job of the last start has begun anew, by its own count or by the starts written down."""
+    """Return how often the job of the last start has started again, by its own count or by the starts written down."""
     if not attempts:
         return 0
     job = attempts[-1].start.get("job")

@@ -147,7 +147,7 @@ def _site_environment(site: Path | None) -> dict[str, str]:
     )
     if result.returncode != 0:
         said = " ".join(result.stderr.split())
-        raise InputError(f"site={site} ends with status {result.returncode} ({said}); mend it")
+        raise InputError(f"site={site} ends with status {result.returncode} ({said}); fix it")
     pairs = (entry.split("=", 1) for entry in result.stdout.split("\0") if "=" in entry)
     return {name: value for name, value in pairs if name.startswith("SBATCH_")}
 

@@ -184,7 +184,7 @@ def _check_sizes(latent_size: int, patch_size: int, hidden_size: int, num_heads:
     if min(latent_size, patch_size, hidden_size, num_heads) < 1:
         raise InputError(
             f"latent_size {latent_size}, patch_size {patch_size}, hidden_size {hidden_size} and num_heads {num_heads} "
-            "must all be 1 or more; mend the one that is not"
+            "must all be 1 or more; fix the one that is not"
         )
     if latent_size % patch_size:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Steps whose update must not happen: recognised, explained, written down and, when they come again, passed over."""
+"""Steps whose update must not happen: recognised, explained, written down and, when they come again, skipped."""
 
 import math
 from collections import deque

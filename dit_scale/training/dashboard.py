@@ -11,6 +11,7 @@ import os
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -62,18 +63,20 @@ class Dashboard:
 
     def close(self) -> None:
         """Finish the run, so that what was logged is on disk and, online, with the server; not for ever."""
-        if not self._is_on:
+        if not self._thread.is_alive():
             return
-        self._ask(None)
         limit = _seconds("init_timeout", _INIT_SECONDS) + _seconds("finish_timeout", _FINISH_SECONDS) + _SPARE_SECONDS
-        self._thread.join(limit)
+        deadline = time.monotonic() + limit
+        with suppress(queue.Full):
+            self._calls.put(None, timeout=limit)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._is_on = False
             self._conveniences.tell(WHAT, Trouble.of(TimeoutError(f"it did not end within {limit:g} s")))
             self._say_how_to_sync()
             threading.Thread(target=_teardown, daemon=True).start()  # drops first the exit hook, which waits as well
 
-    def _ask(self, call: Callable[[Any], None] | None) -> None:
+    def _ask(self, call: Callable[[Any], None]) -> None:
         if not self._is_on:
             return
         try:
@@ -159,7 +162,7 @@ def has_key() -> bool:
     try:
         path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
         return netrc.netrc(path).authenticators(urlsplit(server()).hostname or "") is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: this user has no home folder
         return False
 
 

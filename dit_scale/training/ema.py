@@ -26,14 +26,10 @@ class ShardedEMA:
         self.num_updates = number
         torch._foreach_lerp_(self._averages, self._state.owned_masters, 1.0 - self._decay_at(number))
 
-    def gather(self, device: torch.device | str) -> dict[str, Tensor]:
-        """Return the whole average, by parameter name, on every rank (collective)."""
-        return self.completed(self.laid_out(device))
-
     def laid_out(self, device: torch.device | str) -> dict[str, Tensor]:
-        """Return this rank's part with room for all others: what may fail of ``gather`` on one rank alone."""
+        """Return this rank's part with room for the others': this alone may fail on one rank and not on others."""
         return laid_out(self._state.owned, self.tensors, self._state.shapes, device)
 
     def completed(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the whole average from each rank's part (collective)."""
+        """Return the whole average, by parameter name, from each rank's part (collective)."""
         return completed(parts, self._state.shapes)

@@ -107,6 +107,8 @@ class RunLog:
         self._files = {}
 
     def __exit__(self, *exception: object) -> None:
-        self._close_files()
-        if self._dashboard is not None:
-            self._dashboard.close()
+        try:
+            self._close_files()
+        finally:
+            if self._dashboard is not None:
+                self._dashboard.close()

@@ -192,7 +192,7 @@ class Trainer:
             self.state.update_emas()
             self.bad_steps.note_good(verdict.norm)
         elif is_known:
-            log.warning("step %d is passed over, as %s says", step, BAD_STEPS)
+            log.warning("step %d is skipped, as %s says", step, BAD_STEPS)
         loss_sum, damaged, asked, wants_retry, *times = report.numbers.read()
         loss = loss_sum / max(1.0, self.plan.global_batch_size - damaged)
         if verdict.was_updated and not math.isfinite(loss):
@@ -241,7 +241,7 @@ class Trainer:
             log.warning("%s: %s", what, "its update is left out" if policy == "skip" else policy.replace("_", " "))
         if policy == "stop":
             raise NonFinite(
-                f"{what}; started again the run goes on without that batch; where its data were mended, delete "
+                f"{what}; started again the run goes on without that batch; where its data were fixed, delete "
                 f"'{self.run_dir / BAD_STEPS}' first"
             )
         if policy == "roll_back":
@@ -252,14 +252,14 @@ class Trainer:
             log.warning("no checkpoint to go back to from step %d: only its update is left out", step)
 
     def _go_back(self, bad: "_RollBack") -> None:
-        """Load the last good checkpoint; the bad step is passed over when it comes again (collective)."""
+        """Load the last good checkpoint; the bad step is skipped when it comes again (collective)."""
         found = bad.checkpoint
         self.state.restore(found)
         self.position = found.description.position
         self.bad_steps.go_back(found.description.grad_norms)
         self.log.cut_back(self.position.step)
         if self.world.is_rank_zero:
-            say(f"back at {found.folder.name}; step {bad.step} will be passed over")
+            say(f"back at {found.folder.name}; step {bad.step} will be skipped")
         self.step_ended = time.monotonic()
 
     # ------------------------------------------------------------ between steps

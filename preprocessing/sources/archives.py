@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple, Self
 from dit_scale.errors import InputError
 from dit_scale.image_files import is_hidden
 from preprocessing.sources.foreign import foreign_file
-from preprocessing.sources.names import LeftOut, base_of, is_image, kind_of
+from preprocessing.sources.names import LeftOut, base_of, counted_as, is_image
 
 _BLOCK_BYTES = 512
 
@@ -44,7 +44,7 @@ def members_of(
                 raise tarfile.ReadError(f"member '{info.name}' goes beyond its end")
             if is_hidden(base_of(info.name)):
                 if left_out is not None and not info.isdir():
-                    left_out[kind_of(info.name)] += 1
+                    left_out[counted_as(info.name)] += 1
                 continue
             if info.isreg() and not info.issparse():
                 yield Member(info.name, info.offset_data, info.size)

@@ -10,7 +10,7 @@ from dit_scale.errors import InputError
 from preprocessing.sources.archives import Member, members_of, tars_of
 from preprocessing.sources.classes import order_classes
 from preprocessing.sources.layout import check_class_tar, check_not_splits
-from preprocessing.sources.names import LeftOut, base_of, is_image, is_tar, kind_of, to_bytes
+from preprocessing.sources.names import LeftOut, base_of, counted_as, is_image, is_tar, to_bytes
 from preprocessing.sources.table import Row, Table, table_of
 from preprocessing.sources.tars import plain_rows
 
@@ -74,7 +74,7 @@ def _inner_tars(tar: Path, left_out: LeftOut) -> list[Member]:
             elif is_image(member.name):
                 raise InputError(f"'{tar}' holds tars and image '{member.name}' beside them; take either out")
             else:
-                left_out[kind_of(member.name)] += 1
+                left_out[counted_as(member.name)] += 1
     return tars
 
 

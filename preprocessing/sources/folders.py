@@ -10,7 +10,7 @@ from dit_scale.image_files import files_below, identity, is_hidden
 from preprocessing.sources.classes import number_labels, order_classes
 from preprocessing.sources.labels import read_labels
 from preprocessing.sources.layout import check_class_folder, check_class_folders
-from preprocessing.sources.names import LeftOut, base_of, is_image, kind_of, to_bytes
+from preprocessing.sources.names import LeftOut, base_of, counted_as, is_image, to_bytes
 from preprocessing.sources.table import WHOLE_FILE, Row, Table, table_of
 
 OUTSIDE = "images outside the class folders"
@@ -44,7 +44,7 @@ def _class_folders(root: Path, left_out: LeftOut) -> list[str]:
     with os.scandir(root) as entries:
         for entry in entries:
             if is_hidden(entry.name) or not entry.is_dir():
-                left_out[OUTSIDE if is_image(entry.name) else kind_of(entry.name)] += 1
+                left_out[OUTSIDE if is_image(entry.name) else counted_as(entry.name)] += 1
             else:
                 folders.append(entry.name)
     return sorted(folders, key=to_bytes)
@@ -70,5 +70,5 @@ def _images_below(root: Path, folder: str, left_out: LeftOut) -> list[bytes]:
         if is_image(name) and not is_hidden(name):
             images.append(to_bytes(path))
         else:
-            left_out[kind_of(name)] += 1
+            left_out[counted_as(name)] += 1
     return sorted(images)

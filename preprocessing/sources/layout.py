@@ -55,7 +55,7 @@ def check_class_folder(root: Path, name: str, paths: Sequence[bytes]) -> None:
 
 def check_class_tar(tar: Path, name: str, paths: Sequence[bytes]) -> None:
     """Raise InputError for a class tar whose images, ``paths`` below its name, lie in several folders side by side."""
-    folders = sorted({path.rpartition(b"/")[0] for path in paths}, key=len)
+    folders = sorted({path[: path.rindex(b"/") + 1] for path in paths}, key=len)
     if not is_wnid(name) and not all(folder.startswith(folders[0]) for folder in folders):
         raise InputError(
             f"the tar of class '{name}' in '{tar}' holds no image itself, only folders with images; unpack it and give "

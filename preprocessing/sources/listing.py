@@ -15,7 +15,7 @@ from preprocessing.sources.foreign import foreign_file
 from preprocessing.sources.ilsvrc import check_ground_truth
 from preprocessing.sources.layout import check_not_splits
 from preprocessing.sources.lists import list_in, list_listed
-from preprocessing.sources.names import LeftOut, base_of, is_image, is_tar, kind_of
+from preprocessing.sources.names import LeftOut, base_of, counted_as, is_image, is_tar
 from preprocessing.sources.summary import nothing_in
 from preprocessing.sources.table import Source, Table
 from preprocessing.sources.tars import list_plain_tars, list_tars
@@ -73,7 +73,7 @@ def _listed(
 def _beside_tars(folder: Path) -> LeftOut:
     """Count what lies beside the tars in a folder; folders are not looked into."""
     entries = (entry for entry in folder.iterdir() if not is_tar(entry.name) or is_hidden(entry.name))
-    return LeftOut("folders beside the tars" if entry.is_dir() else kind_of(entry.name) for entry in entries)
+    return LeftOut("folders beside the tars" if entry.is_dir() else counted_as(entry.name) for entry in entries)
 
 
 def _check_meant(source: Source, format_: str, path: Path) -> None:

@@ -33,7 +33,7 @@ def ending_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million names)
 
 
-def kind_of(name: str) -> str:
+def counted_as(name: str) -> str:
     """Return what a file that is left out is counted as: its ending, where it has one."""
     if is_hidden(base_of(name)):
         return "hidden files"

@@ -53,7 +53,7 @@ class Place(NamedTuple):
         return with_retries(self._read, self._trouble, RetryPolicy(patience_seconds))
 
     def _trouble(self, error: Exception) -> str:
-        """Return what went wrong, or raise what no retry fixes."""
+        """Return what went wrong, or raise what no retry can fix."""
         if not isinstance(error, OSError):
             raise error
         trouble = f"image file '{self.path}' cannot be read ({error.strerror})"

@@ -11,7 +11,7 @@ from dit_scale.errors import InputError
 from preprocessing.sources.archives import Member, members_of, tars_of
 from preprocessing.sources.classes import name_numbers, number_labels
 from preprocessing.sources.labels import read_labels
-from preprocessing.sources.names import LeftOut, is_image, kind_of, to_bytes
+from preprocessing.sources.names import LeftOut, counted_as, is_image, to_bytes
 from preprocessing.sources.table import Row, Table, table_of
 
 _Split = Callable[[str], tuple[str | None, str | None]]
@@ -42,12 +42,12 @@ def plain_rows(tar: Path, inner: Member | None, prefix: str, label: int, left_ou
                 name = start + to_bytes(member.name.removeprefix("./"))
                 rows.append(Row(file_name, name, member.offset, member.num_bytes, label))
             else:
-                left_out[kind_of(member.name)] += 1
+                left_out[counted_as(member.name)] += 1
     rows.sort()
     for one, other in pairwise(rows):
         if one.name == other.name:
             raise InputError(
-                f"'{tar}' holds image '{one.name.decode('utf-8', 'backslashreplace')}' twice; make the tar anew"
+                f"'{tar}' holds image '{one.name.decode('utf-8', 'backslashreplace')}' twice; make the tar again"
             )
     return rows
 
@@ -60,7 +60,7 @@ def _samples_of(tar: Path, split: _Split, left_out: LeftOut) -> Iterator[Row]:
         )
         for key, sample in groupby(named, key=lambda item: item[0]):
             if key is None:  # a name without a dot
-                left_out.update(kind_of(member.name) for _, _, member in sample)
+                left_out.update(counted_as(member.name) for _, _, member in sample)
                 continue
             parts: dict[str, Member] = {}
             for _, ending, member in sample:
@@ -71,7 +71,7 @@ def _samples_of(tar: Path, split: _Split, left_out: LeftOut) -> Iterator[Row]:
             used = [member for pair in pairs for member in pair]
             for member in parts.values():
                 if member not in used:
-                    left_out[kind_of(member.name)] += 1
+                    left_out[counted_as(member.name)] += 1
             for image, part in pairs:
                 name = to_bytes(f"{tar.name}/{image.name}")
                 yield Row(to_bytes(tar.name), name, image.offset, image.num_bytes, _label_of(file, tar, part))

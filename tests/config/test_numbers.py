@@ -76,6 +76,7 @@ def test_null_is_refused_where_the_type_does_not_say_so(place: Place) -> None:
         ("preview.cfg_scale=-2", "preview.cfg_scale=-2.0 is out of range; give a number of 0 or more"),
         ("diffusion.num_timesteps=0", "diffusion.num_timesteps=0 is out of range; give a whole number of 1 or more"),
         ("train.learning_rate=nan", "train.learning_rate=nan is not a number; give a number of 0 or more"),
+        ("train.steps=1" + "0" * 400, "0 is out of range; give a whole number of 1 or more"),
         ("train.learning_rate=inf", "train.learning_rate=inf is not finite; give a number of 0 or more"),
         ("train.extra_ema_decays=[0.5,1]", "train.extra_ema_decays[1]=1.0 is out of range; give a number in [0, 1)"),
         ("data.path={a: 1, b: -1}", "data.path.b=-1 is out of range; give a number above 0"),

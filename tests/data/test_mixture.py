@@ -109,7 +109,7 @@ def test_clashing_classes_are_refused_and_can_be_mapped(tmp_path: Path) -> None:
     assert mapped.read(np.arange(5, 8), np.zeros(3, bool))[1].tolist() == [1, 3, 3]
     with pytest.raises(InputError, match=r"renames 'ame' .* did you mean|which has no such class"):
         LatentDataset.open({one: 1.0}, class_names={one: {"ame": "x"}})
-    with pytest.raises(InputError, match=r"which is no folder"):
+    with pytest.raises(InputError, match=r"which is not in data.path"):
         LatentDataset.open({one: 1.0}, class_names={"elsewhere": {"ant": "x"}})
 
 

@@ -20,7 +20,7 @@ from dit_scale.checkpoint import Checkpoint, Description, Position, Retention, S
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import build_objective
-from dit_scale.distributed.fragments import gather
+from dit_scale.distributed.fragments import completed, laid_out
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
@@ -60,13 +60,14 @@ def whole_master(state: TrainingState) -> dict[str, Tensor]:
     optimizer = state.optimizer
     master = optimizer.master
     tensors = [fragment.of(master) for fragment in optimizer.owned]
-    return gather(optimizer.owned, tensors, optimizer.shapes, master[0].device)
+    return completed(laid_out(optimizer.owned, tensors, optimizer.shapes, master[0].device), optimizer.shapes)
 
 
 def check_owned_once(state: TrainingState) -> None:
     """Assert that over all ranks every element of every parameter is owned exactly once (collective)."""
-    ones = [torch.ones(fragment.numel) for fragment in state.optimizer.owned]
-    for name, count in gather(state.optimizer.owned, ones, state.optimizer.shapes, "cpu").items():
+    owned, shapes = state.optimizer.owned, state.optimizer.shapes
+    ones = [torch.ones(fragment.numel) for fragment in owned]
+    for name, count in completed(laid_out(owned, ones, shapes, "cpu"), shapes).items():
         assert torch.equal(count, torch.ones_like(count)), f"{name} is not owned exactly once"
 
 
@@ -146,7 +147,7 @@ def main(stage: int, precision: str, action: str, folder: Path, options: set[str
         check_owned_once(state)
         check_weights_follow_master(engine, whole_master(state))
         if action == "save":
-            for name, value in state.ema.gather("cpu").items():
+            for name, value in state.ema.completed(state.ema.laid_out("cpu")).items():
                 assert torch.equal(value, replica[name]), f"the EMA of {name} differs from a full replica"
             saver = Saver(folder, world, Retention())
             saver.save(Description(Position(STEPS, 36), {}, {}), state.part())

@@ -1,4 +1,4 @@
-"""A record that is not a number: found, named, passed over; by leaving out the update or by going back."""
+"""A record that is not a number: found, named, skipped; by leaving out the update or by going back."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def test_going_back_comes_to_the_same_state(poisoned: Path, skipped: Path, tmp_p
     bad = [entry["step"] for entry in lines(run_dir / "bad-steps.jsonl")]
     assert bad == [entry["step"] for entry in lines(skipped / "bad-steps.jsonl")]
     for step in bad:
-        assert f"back at step-{step - 1:08d}; step {step} will be passed over" in result.stdout
+        assert f"back at step-{step - 1:08d}; step {step} will be skipped" in result.stdout
     assert state_of(run_dir) == state_of(skipped)
     assert [entry["step"] for entry in lines(run_dir / "metrics.jsonl")] == list(range(1, STEPS + 1))
 

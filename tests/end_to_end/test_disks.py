@@ -87,7 +87,7 @@ def test_a_full_disk_ends_a_conversion_and_leaves_nothing(
 ) -> None:
     with small_disk(tmp_path / "disk", 40_000) as disk:
         words = ["convert", shards, "--to", "mds", "--out", disk.folder / "mds"]
-        assert ends(capsys, 1, *words) == f"dit-scale convert: '{disk.folder}' {NO_ROOM} begins anew"
+        assert ends(capsys, 1, *words) == f"dit-scale convert: '{disk.folder}' {NO_ROOM} starts from scratch"
         assert not [path for path in disk.folder.rglob("*") if path.is_file() and path.stat().st_size > 100]
         disk.resize(1_000_000)
         main([str(word) for word in words])
@@ -103,7 +103,7 @@ def test_a_full_disk_ends_an_indexing(shards: Path, tmp_path: Path, capsys: pyte
         for tar in tars:
             shutil.copy(tar, disk.folder)
         words = ["index", disk.folder, "--autoencoder", shards]
-        assert ends(capsys, 1, *words) == f"dit-scale index: '{disk.folder}' {NO_ROOM} begins anew"
+        assert ends(capsys, 1, *words) == f"dit-scale index: '{disk.folder}' {NO_ROOM} starts from scratch"
         disk.resize(1_000_000)
         main([str(word) for word in words])
         assert len(LatentDataset.open(disk.folder)) == len(LatentDataset.open(shards))
@@ -121,7 +121,7 @@ def test_a_full_disk_is_the_folders_only_where_it_is(tmp_path: Path) -> None:
             write_json(elsewhere, "x" * 100_000)
         assert str(caught.value) == f"run folder '{disk.folder}' {NO_ROOM} goes on with what is missing"
         for place, what in (
-            (folder, "not the disk of run folder '{}', but that of"),
+            (folder, "the disk of temporary files or caches has no room left (that of run folder '{}' has)"),
             (disk.folder, "run folder '{}' has"),
         ):
             with pytest.raises(Failure) as caught, full_disk_explained(place, name="run folder"):

@@ -65,7 +65,7 @@ def test_every_damaged_shard_is_named(shards: Path, capsys: pytest.CaptureFixtur
     [
         ("shard-000001.tar", 3, "has no tar header where it should begin"),
         ("shard-000001.tar", 1024 + 7, "does not have the digest"),
-        ("shard-000001.npy", -3, "is not the one that its manifest tells of"),
+        ("shard-000001.npy", -3, "is not the one that its manifest names"),
     ],
 )
 def test_a_quick_look_finds_what_it_looks_at(
@@ -160,7 +160,7 @@ def test_the_manifest_of_another_folder_is_found_out_and_made_again(
     """No shard is encoded again: it is the manifest that is wrong."""
     shutil.copy(other / "manifest.json", shards)
     before = {path.name: path.stat().st_ino for path in shards.glob("shard-*")}
-    with pytest.raises(InputError, match=r"shard-000000.npy' is not the one that its manifest tells of"):
+    with pytest.raises(InputError, match=r"shard-000000.npy' is not the one that its manifest names"):
         LatentDataset.open(shards)
     with pytest.raises(SystemExit):
         main(["verify", str(shards)])

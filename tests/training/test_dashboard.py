@@ -2,9 +2,11 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -137,6 +139,24 @@ def test_its_process_is_killed_or_frozen(tmp_path: Path, monkeypatch: pytest.Mon
     assert ("it did not end within 3 s" in trouble) == (signal_name == "SIGSTOP")
 
 
+def test_one_that_is_stuck_with_a_full_queue_is_given_up_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb's hook at the interpreter's exit would wait for it, for ever."""
+    for name in ("_INIT_SECONDS", "_FINISH_SECONDS", "_SPARE_SECONDS"):
+        monkeypatch.setattr(dashboard, name, 0.3)
+    is_freed, is_given_up = threading.Event(), threading.Event()
+    monkeypatch.setattr(dashboard, "_MOST_WAITING", 2)
+    monkeypatch.setattr(dashboard, "_teardown", is_given_up.set)
+    run = SimpleNamespace(dir=str(tmp_path / "wandb" / "files"), log=lambda values, step: is_freed.wait())
+    monkeypatch.setattr(Dashboard, "_begin", lambda self: (run, "offline"))
+    config = load_config(Config, "quickstart", [f"run_dir={tmp_path}", "data.path=none"])
+    logged = Dashboard(config, tmp_path, Conveniences(tmp_path, World()))
+    for step in range(9):
+        logged.log({"step": step})
+    logged.close()
+    assert is_given_up.wait(60)
+    is_freed.set()
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "wandb").touch()
@@ -181,6 +201,15 @@ def test_the_mode(variables: dict[str, str], mode: str, monkeypatch: pytest.Monk
         monkeypatch.setenv(name, value)
     assert wandb_mode(WandbConfig()) == mode
     assert wandb_mode(WandbConfig(mode="offline")) == "offline"
+
+
+def test_a_user_without_a_home_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setattr(Path, "expanduser", fail)
+    assert wandb_mode(WandbConfig()) == "offline"
 
 
 def test_a_key_is_found_by_the_servers_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
