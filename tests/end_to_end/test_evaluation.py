@@ -113,7 +113,7 @@ def test_a_preview_shows_what_sample_draws(ranks: int, shards: Path, tmp_path: P
     ]
     expected = np.asarray(labelled_grid(rows, title="step 2")).astype(int)
     found = np.asarray(Image.open(run_dir / "samples" / "step-00000002.png")).astype(int)
-    assert np.abs(found - expected).max() <= (0 if ranks == 1 else 1)  # a batch of one: one grey level
+    assert np.abs(found - expected).max() <= 1  # other threads, or another batch size: one grey level
 
 
 def test_the_best_checkpoint_by_an_evaluation_stays(
