@@ -69,6 +69,7 @@ def fitted(value: Any, shape: Any, name: str = "") -> Any:
         if not isinstance(value, list):
             _refuse(value, shape, name)
         arguments = arguments or get_args(kind.__orig_bases__[0])  # of a class of its own, such as ClassNames
+        assert len(arguments) == 1 or arguments[1] is ..., f"{shape} has a fixed length, which is not checked"
         return kind(fitted(entry, arguments[0], _below(name, index)) for index, entry in enumerate(value))
     if kind is dict or is_dataclass(kind) or is_typeddict(kind):
         return _object(value, kind, arguments, name)

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that appears at ``path`` only once it is complete and on disk.
 
-    The temporary name holds host and process, so two writers never share one; it is removed on failure. An error of
-    the disk names the file.
+    The temporary name holds host and process, so two writers never share one; it is removed on failure. The error of a
+    disk that is full or read-only names the file.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
@@ -38,7 +38,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException as error:
         with suppress(OSError):  # on a file system that may not be written to, which the first error says
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename is None and (is_full(error) or error.errno == errno.EROFS):
             error.filename = str(path)
         raise
 

@@ -4,7 +4,7 @@ Every rank enters the same phases in the same order, so that the number of chang
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -34,9 +34,10 @@ class Place:
 class Phases:
     """A rank's phases: ``with phases("data", step=7): …``; outside of all it is in ``setup``."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.place = Place()  # replaced whole, so that other threads read one that fits together
-        self._since = time.monotonic()
+        self._clock = clock
+        self._since = clock()
         self._seconds = dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
@@ -62,6 +63,6 @@ class Phases:
         self.place = replace(self.place, phase=phase, num_changes=self.place.num_changes + 1)
 
     def _add_time(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         self._seconds[self.place.phase] += now - self._since
         self._since = now

