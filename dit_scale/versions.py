@@ -13,14 +13,19 @@ _PACKAGES = ("dit_scale", "torch", "deepspeed", "xformers", "numpy")
 @cache
 def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
     """Return the versions that a result depends on, and the git commit of the code where there is one."""
+    commit = _git_commit()
+    return installed(packages) | ({"git_commit": commit} if commit else {})
+
+
+def installed(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
     found = {}
     for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    commit = _git_commit()
-    return found | ({"git_commit": commit} if commit else {})
+    return found
 
 
 def requirements() -> list[Requirement]:

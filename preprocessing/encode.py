@@ -8,6 +8,7 @@ the same shard make the same bytes, and the later one finds it finished.
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,12 +21,12 @@ from dit_scale.data.shards import Record, shard_name, write_shard
 from dit_scale.distributed.runtime import World, array_element, device_of, die_with_parent, set_threads
 from dit_scale.errors import InputError
 from dit_scale.files import full_disk_explained
-from preprocessing.ahead import ahead
+from dit_scale.prefetch import Prefetch
+from dit_scale.progress import shown
 from preprocessing.finishing import finish, too_many_rejected
 from preprocessing.job import Job, Receipt, Rejection
 from preprocessing.pipeline import Encoder, Result
 from preprocessing.planning import decoder_for, join, prepare
-from preprocessing.progress import shown
 from preprocessing.sources import summary
 from preprocessing.workers import run_workers
 
@@ -56,7 +57,7 @@ def _lead(config: EncodeConfig, world: World) -> Manifest | None:
     set_threads(world, 1)  # sums differ in their last bits with the number of threads
     job = prepare(config)
     print(summary(job.source), file=sys.stderr, flush=True)
-    with shown(len(job.source), job.images_done):
+    with shown("encoded", len(job.source), job.images_done):
         while missing := job.missing():
             if job.unclaimed():
                 _work(config, world)
@@ -88,9 +89,9 @@ def encode_part(config: EncodeConfig, world: World) -> None:
     if not job.missing():
         return
     element = array_element()
-    for_decoding, for_encoding, for_writing = tee(
-        _shards(job, element.index * world.world_size + world.rank, element.count * world.world_size), 3
-    )
+    shards = _shards(job, element.index * world.world_size + world.rank, element.count * world.world_size)
+    lock = threading.Lock()
+    for_decoding, for_encoding, for_writing = (_one_at_a_time(branch, lock) for branch in tee(shards, 3))
     device = device_of(world)
     autoencoder = load_autoencoder(
         job.plan["identity"], folder=job.output, device=device, precision=config.autoencoder.precision
@@ -101,7 +102,7 @@ def encode_part(config: EncodeConfig, world: World) -> None:
     with decoder_for(config, job.source) as decoder:
         images = decoder.decode(chain.from_iterable(job.images_of(number) for number in for_decoding))
         results = Encoder(job, autoencoder, device).results(for_encoding, images)
-        with closing(ahead(results, _RESULTS_AHEAD)) as ready:  # encodes while this thread writes
+        with closing(Prefetch(results, _RESULTS_AHEAD, "ahead")) as ready:  # encodes while this thread writes
             for number in for_writing:
                 started = time.monotonic()
                 receipt = _make(job, number, ready, rejected)
@@ -119,6 +120,16 @@ def _shards(job: Job, worker: int, num_workers: int) -> Iterator[int]:
     while unclaimed := [number for number in job.unclaimed() if number not in taken]:
         number = unclaimed[worker * len(unclaimed) // num_workers]  # apart from the others who look now
         taken.add(number)
+        yield number
+
+
+def _one_at_a_time(branch: Iterator[int], lock: threading.Lock) -> Iterator[int]:
+    """Yield a tee's numbers: threads that ask its branches at one moment would get a RuntimeError."""
+    while True:
+        with lock:
+            number = next(branch, None)
+        if number is None:
+            return
         yield number
 
 

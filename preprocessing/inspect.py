@@ -17,7 +17,7 @@ from dit_scale.pictures import labelled_grid, write_png
 
 
 def inspect(path: str, out: Path, num_classes: int = 8, images_per_class: int = 4, cache: Path | None = None) -> None:
-    """Print what a shard folder holds and write a grid of decoded records, each beside its mirror image."""
+    """Print what a shard folder holds and write a grid of decoded records, each beside its horizontal flip."""
     make_writable_folder(out.absolute().parent, "the picture's folder")
     dataset = LatentDataset.open(path, cache=cache)
     folder = dataset.folders[0]

@@ -77,13 +77,13 @@ def _prepare(config: EncodeConfig, source: Source) -> Job:
     return Job(config, source, plan)
 
 
-def join(config: EncodeConfig, patience_seconds: float = _PATIENCE_SECONDS) -> Job:
+def join(config: EncodeConfig) -> Job:
     """Return the job that rank zero prepares, waiting until it has."""
     state = Path(config.output) / STATE_FOLDER
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + _PATIENCE_SECONDS
     while (plan := _read_plan(state)) is None:
         if time.monotonic() > deadline:
-            raise Failure(f"rank zero wrote no '{state / _PLAN}' within {patience_seconds:g} s; look at its log")
+            raise Failure(f"rank zero wrote no '{state / _PLAN}' within {_PATIENCE_SECONDS:g} s; look at its log")
         time.sleep(0.5)
     _check_same(config, _settings(config), plan)
     source = Source.load(root_of(config.source), plan["class_names"], state / _LISTING)

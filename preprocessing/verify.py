@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import track
 
 from dit_scale.autoencoder import load_autoencoder
 from dit_scale.config import EncodeConfig, load_config
@@ -21,6 +19,7 @@ from dit_scale.data.record import names_record
 from dit_scale.data.shards import damage_of, read_sidecar
 from dit_scale.data.storage import File, LocalStorage, is_remote
 from dit_scale.errors import InputError, few
+from dit_scale.progress import passed_on
 from preprocessing.encode import encode
 from preprocessing.job import STATE_FOLDER, Job
 from preprocessing.planning import CONFIG, prepare
@@ -84,11 +83,9 @@ def find_damage(folder: Path, manifest: Manifest, *, quick: bool = False) -> lis
 
 
 def _each(how: Callable[[ShardEntry], str | None], shards: tuple[ShardEntry, ...]) -> Iterator[str | None]:
-    """Yield what is wrong with each shard, with a bar on a terminal."""
-    console = Console(stderr=True)
+    """Yield what is wrong with each shard."""
     with ThreadPoolExecutor(max(2, len(os.sched_getaffinity(0)))) as pool:  # hashing and reading release Python's lock
-        results = pool.map(how, shards)
-        yield from track(results, "checking", len(shards), console=console, disable=not console.is_terminal)
+        yield from passed_on("checked", pool.map(how, shards), len(shards))
 
 
 def _sampled_damage(folder: Path, manifest: Manifest, shard: ShardEntry) -> str | None:

@@ -127,7 +127,10 @@ def _add_bench_data(benchmarks) -> None:  # type: ignore[no-untyped-def]
         "--records", type=positive, default=16384, metavar="N", help="to make, or to take (default %(default)s)"
     )
     command.add_argument(
-        "--mirrors", choices=("none", "both"), default="none", help="of the records made here (default %(default)s)"
+        "--mirrors",
+        choices=("none", "both"),
+        default="none",
+        help="both: records made here also hold their horizontal flips (default %(default)s)",
     )
     _add_bench_options(command, rounds=7)
     command.set_defaults(run=_bench_data)

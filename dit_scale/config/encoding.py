@@ -79,7 +79,7 @@ class EncodeConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The frozen autoencoder."""
     mirrors: Literal["both", "none"] = "both"
-    """Store moments of the image and of its mirror image, or of the image alone."""
+    """Store moments of the image and of its mirror image (horizontal flip), or of the image alone."""
     shard_records: int = number(4096, at_least=1)
     """Records a shard."""
     batch_size: int = number(32, at_least=1)

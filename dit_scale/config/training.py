@@ -25,7 +25,7 @@ class DataConfig:
     held_out_fraction: float = number(0.0, at_least=0, below=1)
     """Part of the records, chosen by the hash of their keys, kept from training for the validation loss."""
     mirror: bool = True
-    """Take the mirror image's moments for half of the records, drawn again each time."""
+    """Take the mirror image (horizontal flip) of half of the records, drawn again each time."""
     verify: bool = True
     """Check each record's digest whenever it is read."""
     on_damage: Literal["stop", "set_aside"] = "stop"

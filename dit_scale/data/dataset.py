@@ -139,7 +139,7 @@ class LatentDataset:
     def read(
         self, indices: Integers, mirrored: npt.NDArray[np.bool_], *, verify: bool = True, pin_memory: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return moments [n, 2C, h, w] and labels [n] of records, or of their mirror images.
+        """Return moments [n, 2C, h, w] and labels [n] of records, or of their mirror images (horizontal flips).
 
         Raises InputError at the first that is damaged.
         """

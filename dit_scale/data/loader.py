@@ -1,8 +1,6 @@
 """The loader: from a place in the stream to batches; its whole state is one number, the images consumed."""
 
-import queue
-import threading
-import weakref
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
@@ -17,8 +15,12 @@ from dit_scale.data.order import Order, Window
 from dit_scale.data.shards import WAY_OUT
 from dit_scale.draws import Stream
 from dit_scale.errors import Failure, InputError
+from dit_scale.prefetch import Prefetch
 
 __all__ = ["Batch", "LatentDataset", "Loader", "Reading", "Window"]
+
+_LAST_READ_SECONDS = 5.0
+"""How long closing waits for a read under way."""
 
 
 class Batch(NamedTuple):
@@ -40,7 +42,7 @@ class Reading:
     """How records are read."""
 
     mirror: bool = True
-    """Take mirror images for half of them."""
+    """Take mirror images (horizontal flips) of half of them."""
     verify: bool = True
     on_damage: Literal["stop", "set_aside"] = "stop"
     prefetch_batches: int = 4
@@ -69,8 +71,12 @@ class _Part:
         begin = self.first + step * self.global_batch_size
         return torch.arange(begin, begin + self.batch_size)
 
+    def batches(self) -> Iterator[Batch]:
+        """Read this rank's batch of each step, without end."""
+        return map(self.batch, itertools.count())
+
     def batch(self, step: int) -> Batch:
-        """Read this rank's batch."""
+        """Read this rank's batch of a step."""
         self._request(step)
         positions = self.positions(step)
         records = self.dataset.records_at(self.order, positions.numpy())
@@ -124,67 +130,27 @@ class Loader:
         order = dataset.order(seed, window)
         part = _Part(dataset, order, seed, global_batch_size, size, start + rank * size, reading, pin_memory)
         self._patience_seconds = reading.patience_seconds
-        self._ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=reading.prefetch_batches)
-        self._stop = threading.Event()
-        # A daemon, so that a read which never returns cannot hold up the interpreter's exit.
-        thread = threading.Thread(
-            target=_produce, args=(part, self._ready, self._stop), name="latent-loader", daemon=True
-        )
-        # Also when nobody holds the loader any more, and at exit: torch aborts where a thread is still inside it.
-        self._end = weakref.finalize(self, _end, thread, self._stop)
-        thread.start()
+        self._batches = Prefetch(part.batches(), reading.prefetch_batches, "latent-loader", _LAST_READ_SECONDS)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         """Return the next batch; raises what went wrong in reading it."""
-        if self._stop.is_set():
-            raise StopIteration
         try:
-            batch = self._ready.get(timeout=self._patience_seconds)
-        except queue.Empty:
+            return self._batches.next_within(self._patience_seconds)
+        except TimeoutError:
             raise Failure(
                 f"no batch within {self._patience_seconds:g} s: reading the shards has stalled; look to their storage, "
                 f"or give data.patience_seconds more"
             ) from None
-        if isinstance(batch, Exception):
-            self._stop.set()
-            raise batch
-        return batch
 
     def close(self) -> None:
         """End the thread, waiting a little for a read under way."""
-        self._end()
+        self._batches.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _produce(part: _Part, ready: "queue.Queue[Batch | Exception]", stop: threading.Event) -> None:
-    """Read batches ahead until told to stop; knows no Loader, lest it keep one alive."""
-    step = 0
-    while not stop.is_set():
-        item: Batch | Exception
-        try:
-            item = part.batch(step)
-        except Exception as error:
-            item = error
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                break
-            except queue.Full:
-                continue
-        if isinstance(item, Exception):
-            return
-        step += 1
-
-
-def _end(thread: threading.Thread, stop: threading.Event) -> None:
-    stop.set()
-    if thread is not threading.current_thread():  # the garbage collector runs in any
-        thread.join(timeout=5.0)

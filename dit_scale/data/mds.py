@@ -6,9 +6,7 @@ mosaicml-streaming reads the same folder by its index.json.
 """
 
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +14,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import track
 from xxhash import xxh3_64_intdigest
 
 from dit_scale.data.manifest import FILE_NAME, Manifest, ShardEntry, manifest_in, read_manifest
@@ -35,10 +31,10 @@ from dit_scale.files import (
     remove,
     sha256_file,
 )
+from dit_scale.progress import passed_on
 
 _COMPANIONS = ("autoencoder.safetensors", "rejected.jsonl")
 _HASH = "xxh64"
-_SECONDS_BETWEEN_LINES = 5.0
 
 _Kind = Literal["tar", "mds"]
 _Convert = Callable[[Storage, Manifest, Path], tuple[ShardEntry, ...]]
@@ -91,7 +87,8 @@ def _folder_in_the_making(target: Path) -> Iterator[Path | None]:
         try:
             with full_disk_explained(target.parent, "which starts from scratch"):
                 yield work
-                _sync(work)
+                for place in (*work.iterdir(), work):  # all on disk before the folder gets its name
+                    fsync_folder(place)
                 work.rename(target)
                 fsync_folder(target.parent)
             lock.unlink(missing_ok=True)  # held, and what it guards is done: whoever waits for it finds the target
@@ -106,7 +103,7 @@ def _write_mds(storage: Storage, manifest: Manifest, work: Path) -> tuple[ShardE
     columns = {"key": "str", "label": "int", "moments": f"ndarray:{MOMENTS_DTYPE.name}:{shape}", "name": "str"}
     entries = []
     with MDSWriter(columns=columns, out=str(work), hashes=[_HASH], size_limit=None) as writer:
-        for entry in _with_progress(manifest.shards):
+        for entry in passed_on("converted", manifest.shards, len(manifest.shards)):
             rows = read_sidecar(storage, entry)
             for record in _records(storage, manifest, entry, rows):
                 writer.write(_sample(record))
@@ -152,7 +149,7 @@ def _with_offsets(rows: Rows, offsets: npt.NDArray[np.int64]) -> Rows:
 
 def _write_tars(storage: Storage, manifest: Manifest, work: Path) -> tuple[ShardEntry, ...]:
     entries = []
-    for number, entry in enumerate(_with_progress(manifest.shards)):
+    for number, entry in enumerate(passed_on("converted", manifest.shards, len(manifest.shards))):
         records = _records(storage, manifest, entry, read_sidecar(storage, entry))
         entries.append(write_shard(work, shard_name(number), manifest.layout, records)[0])
     return tuple(entries)
@@ -222,31 +219,3 @@ def _same_records(storage: Storage, manifest: Manifest, there: Storage, found: M
         if not all(np.array_equal(rows[name], others[name]) for name in ("source_index", "label", "digest", "name")):
             return False
     return True
-
-
-def _sync(folder: Path) -> None:
-    """Have all files on disk before the folder gets its name."""
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    fsync_folder(folder)
-
-
-def _with_progress(shards: Sequence[ShardEntry]) -> Iterator[ShardEntry]:
-    """Yield shards, showing on stderr how far it is: a bar on a terminal, else a line now and then."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        yield from track(shards, "converting", console=console, transient=True)
-        return
-    started = said = time.monotonic()
-    for done, shard in enumerate(shards, 1):
-        yield shard
-        if (now := time.monotonic()) - said > _SECONDS_BETWEEN_LINES or done == len(shards):
-            said = now
-            rate = done / (now - started)
-            left = (len(shards) - done) / rate
-            line = f"converted {done}/{len(shards)} shards  {rate:.1f} shards/s  left {left:.0f} s"
-            print(line, file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ class RecordLayout:
     """Where the bytes of a record lie."""
 
     mirrors: int
-    """1: the image alone; 2: the image, then its mirror image."""
+    """1: the image alone; 2: the image, then its mirror image (horizontal flip)."""
     moments_shape: tuple[int, int, int]
 
     @property

@@ -16,8 +16,9 @@ from dit_scale.data.ahead import Ahead
 from dit_scale.data.cache import Cache
 from dit_scale.data.download import Remote, one_line
 from dit_scale.data.manifest import FILE_NAME
-from dit_scale.data.storage import UNKNOWN_BYTES, Descriptor, File, OpenShards, RetryPolicy, with_retries
+from dit_scale.data.storage import UNKNOWN_BYTES, Descriptor, File, OpenShards
 from dit_scale.errors import Failure, InputError
+from dit_scale.retries import RetryPolicy, with_retries
 
 log = logging.getLogger(__name__)
 

@@ -1,25 +1,19 @@
 """Where the files of a shard folder lie, and reading them: a folder of this machine, or object storage."""
 
 import errno
-import logging
 import os
-import random
 import re
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from dit_scale.errors import Failure
-
-log = logging.getLogger(__name__)
+from dit_scale.retries import RetryPolicy, with_retries
 
 UNKNOWN_BYTES = -1
 """Stands for the size of a small file that is requested: whatever comes is taken."""
 REMOTE = re.compile(r"(?P<scheme>[a-z][a-z0-9+-]+):/+(?P<rest>.*)")
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 30.0
 _BEYOND_HOPE = (errno.EINVAL, errno.EFAULT, errno.EISDIR)  # the call is wrong, and will be the next time
 
 _Result = TypeVar("_Result")
@@ -64,45 +58,6 @@ class Storage(Protocol):
 def is_remote(path: str | Path) -> bool:
     """Whether a path is a location in object storage."""
     return REMOTE.fullmatch(str(path)) is not None
-
-
-class RetryPolicy:
-    """Pauses between tries, each longer than the last, until they have taken too long or an event ends them."""
-
-    def __init__(self, seconds: float, stop: threading.Event, log_level: int = logging.WARNING):
-        self.seconds, self._stop, self._log_level = seconds, stop, log_level
-        self._deadline = time.monotonic() + seconds
-        self._pause_seconds = _FIRST_PAUSE_SECONDS
-
-    def pause(self, trouble: str) -> bool:
-        """Log what is wrong and wait; return whether to try again."""
-        left = self._deadline - time.monotonic()
-        if left <= 0 or self._stop.is_set():
-            return False
-        log.log(self._log_level, "%s; trying again, for %.0f s at most", trouble, left)
-        # By chance, so that a thousand ranks do not come back at one moment; not from the generators that users seed.
-        self._stop.wait(min(left, self._pause_seconds * random.SystemRandom().uniform(0.5, 1.0)))
-        self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
-        return not self._stop.is_set()
-
-
-def with_retries(
-    action: Callable[[], _Result], trouble_of: Callable[[Exception], str], retries: RetryPolicy
-) -> _Result:
-    """Return what ``action`` returns, trying again while it raises; in the end raises Failure.
-
-    ``trouble_of`` says what went wrong, or raises what no retry can fix.
-    """
-    while True:
-        try:
-            return action()
-        except Exception as error:
-            trouble = trouble_of(error)
-            if not retries.pause(trouble):
-                raise Failure(
-                    f"{trouble}, for {retries.seconds:g} s; look to that storage, then run the same again, "
-                    f"which goes on where this ended"
-                ) from error
 
 
 class Descriptor:

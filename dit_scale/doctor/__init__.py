@@ -1,13 +1,13 @@
 """`dit-scale doctor`: everything that can be known to go wrong, before GPU hours are spent on it."""
 
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
+from dit_scale.distributed.sharing import gather_everywhere
 from dit_scale.doctor import hardware, run, software
 from dit_scale.doctor.finding import Finding, Status, guarded, show, worst_of_ranks, write
 from dit_scale.errors import Failure, InputError
@@ -42,9 +42,7 @@ def doctor(config: Config, json_file: Path | None = None) -> bool:
 
 def _on_all_ranks(config: Config, world: World, device: str) -> list[Finding]:
     """Return each check's worst finding over all ranks (collective)."""
-    by_rank: list[Any] = [None] * world.world_size
-    dist.all_gather_object(by_rank, _examine(config, world, device))
-    return worst_of_ranks(by_rank)
+    return worst_of_ranks(gather_everywhere(_examine(config, world, device), world))
 
 
 def _tell(findings: list[Finding], config: Config, world: World, json_file: Path | None) -> None:

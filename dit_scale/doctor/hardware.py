@@ -15,6 +15,7 @@ from torch import Tensor
 from dit_scale.config import Config
 from dit_scale.distributed.devices import memory_of
 from dit_scale.distributed.runtime import World
+from dit_scale.distributed.sharing import gather_everywhere
 from dit_scale.doctor.finding import Finding, Status
 from dit_scale.models import DiT
 from dit_scale.models.kernel_timing import AttentionShape, backend_of_training, error_of_backend
@@ -137,9 +138,7 @@ def existing(folder: Path) -> Path:
 def measure_disk(run_dir: Path, world: World) -> DiskRates:
     """Write, fsync and read back a file on every rank at once, as a checkpoint does (collective)."""
     dist.barrier()
-    mine = _probe(existing(run_dir), world)
-    results: list[Any] = [None] * world.world_size
-    dist.all_gather_object(results, mine)
+    results: list[Any] = gather_everywhere(_probe(existing(run_dir), world), world)
     for rank, result in enumerate(results):
         if isinstance(result, str):
             return DiskRates(0, 0.0, 0.0, result if world.world_size == 1 else f"rank {rank}: {result}")

@@ -17,7 +17,7 @@ from PIL import Image
 from xxhash import xxh3_64
 
 from dit_scale.errors import InputError
-from dit_scale.image_files import FORMATS, IMAGE_ENDINGS
+from dit_scale.image_files import FORMATS, IMAGE_ENDINGS, files_below, is_hidden
 from dit_scale.kinds import GZIP, NPY, NPZ, PICKLE, TAR, ZIP, kind_of
 from dit_scale.sampling.protocol import PROTOCOL, read_protocol
 
@@ -61,7 +61,8 @@ class ImageFolder(ImageSet):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        there = [file for file in _files_below(path) if file.name not in (PROTOCOL, RESULT)]
+        below = (path / name for name in files_below(str(path)))
+        there = [file for file in below if file.name not in (PROTOCOL, RESULT) and not is_hidden(file.name)]
         found = [file for file in there if file.suffix.lower() in IMAGE_ENDINGS]
         self._files = sorted(found, key=lambda file: file.relative_to(path).as_posix())
         used, left_out = _by_ending(found), _by_ending(set(there).difference(found))
@@ -247,24 +248,6 @@ def _damaged(path: Path, error: object) -> InputError:
 
 def _by(size: tuple[int, ...]) -> str:
     return " x ".join(map(str, size))
-
-
-def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Yield the files below a folder that are not hidden; links are followed."""
-    try:
-        here = folder.stat()
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"folder '{folder}' cannot be read ({error.strerror}); see to its permissions") from error
-    if (here.st_dev, here.st_ino) in above:
-        raise InputError(f"'{folder}' is a link to a folder above itself; remove the link")
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _files_below(entry, above | {(here.st_dev, here.st_ino)})
-        else:
-            yield entry
 
 
 def _by_ending(files: Iterable[Path]) -> dict[str, int]:

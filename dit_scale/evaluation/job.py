@@ -26,8 +26,8 @@ from dit_scale.evaluation import (
     result_of,
     told,
 )
-from dit_scale.evaluation.progress import shown
 from dit_scale.files import make_writable_folder, write_json
+from dit_scale.progress import passed_on
 
 
 def evaluate(
@@ -58,7 +58,7 @@ def evaluate(
     real = load_reference(reference, extractor, cache or default_cache(), batch_size)
     _warn_of_sizes(images, real)
     evaluator = Evaluator(extractor, real)
-    scores = evaluator.evaluate(shown(images.batches(batch_size), images.count, "samples"))
+    scores = evaluator.evaluate(passed_on("samples", images.batches(batch_size), images.count, "images", len))
     identity = {"xxh3": images.digest(), "images": images.count, "size": list(images.size), "files": images.files}
     protocol = protocol_of(evaluator, scores, identity | {"protocol": drawn})
     inputs = {"samples": str(samples), "reference": str(reference), "device": device}

@@ -1,10 +1,10 @@
 """What a result depends on besides the model, so that only like is compared with like."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from dit_scale.errors import InputError, few
 from dit_scale.evaluation.evaluator import Evaluator, Scores
+from dit_scale.versions import installed
 
 OF_THE_MODEL = (
     "samples.xxh3",
@@ -27,7 +27,7 @@ def protocol_of(evaluator: Evaluator, scores: Scores, samples: dict[str, Any]) -
         "reference": evaluator.reference.identity,
         "samples": samples,
         "definitions": scores.definitions,
-        "versions": _versions(),
+        "versions": installed(_PACKAGES),
     }
 
 
@@ -69,13 +69,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -17,9 +17,9 @@ from dit_scale.errors import InputError
 from dit_scale.evaluation.extractors import Extractor
 from dit_scale.evaluation.images import ARRAY, ImageArray, ImageSet, file_digest, open_images
 from dit_scale.evaluation.metrics import Gaussian, Moments
-from dit_scale.evaluation.progress import shown
 from dit_scale.files import atomic_write
 from dit_scale.kinds import TORCH, kind_of
+from dit_scale.progress import passed_on
 
 FEWEST_IMAGES = 16
 """Below so many no metric means anything; each of four subsets still has a covariance."""
@@ -114,7 +114,7 @@ def extract_reference(images: ImageSet, extractor: Extractor, cache: Path | None
     found = _read_cache(kept, identity, images.size) if kept is not None else None
     if found is not None:
         return found
-    batches = shown(images.batches(batch_size), images.count, "reference")
+    batches = passed_on("reference", images.batches(batch_size), images.count, "images", len)
     reference = reference_of(batches, images.count, extractor, identity)
     if kept is not None:
         _keep(kept, reference)

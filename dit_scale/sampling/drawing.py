@@ -1,14 +1,12 @@
-"""Noise -> latent -> image: image ``i`` depends on (seed, i), its label and the settings, and on nothing else."""
+"""Noise -> latent: latent ``i`` depends on (seed, i), its label and the settings, and on nothing else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dit_scale import draws
-from dit_scale.autoencoder import Autoencoder, to_uint8
-from dit_scale.config import SamplingConfig
+from dit_scale.config import SampleConfig, SamplingConfig
 from dit_scale.diffusion import Objective, choose_solver, guided
 from dit_scale.diffusion.guidance import Interval
 from dit_scale.diffusion.losses import Denoiser
@@ -22,33 +20,13 @@ EVERYWHERE: Interval = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
-    """How noise becomes a latent."""
-
-    solver: str | None = None
-    """Null takes the objective's default."""
-    num_sampling_steps: int = 50
-    cfg_scale: float = 1.0
-    guidance_channels: int | None = None
-    """Guide the first channels only (the published sampler: 3), or all."""
-    seed: int = 0
-    guidance_interval: Interval = EVERYWHERE
-    """Noise levels, 0 at the latent and 1 at noise, between which there is guidance."""
-    solver_options: tuple[tuple[str, float], ...] = ()
-    """What the solver knows by keyword: (("eta", 1.0),)."""
+class SamplingSettings(SampleConfig):
+    """How noise becomes a latent, whichever command asks."""
 
     @classmethod
     def of(cls, config: SamplingConfig, seed: int) -> "SamplingSettings":
         """Take what a configuration, or a command's options, say."""
-        return cls(
-            config.solver,
-            config.num_sampling_steps,
-            config.cfg_scale,
-            config.guidance_channels,
-            seed,
-            config.guidance_interval,
-            tuple(config.solver_options.items()),
-        )
+        return cls(**{field.name: getattr(config, field.name) for field in fields(SamplingConfig)}, seed=seed)
 
     def check(self, objective: Objective, channels: int, out_channels: int, null_label: int | None) -> None:
         """Raise InputError where something does not fit the objective, the latent or the model.
@@ -62,7 +40,7 @@ class SamplingSettings:
         only = torch.zeros(1, dtype=torch.long)
         latent = _draw(zeros, null_label, objective, (channels, 1, 1), only, only, self)
         if not torch.isfinite(latent).all():
-            options = ", ".join(f"{name}={value:g}" for name, value in self.solver_options) or "no options"
+            options = ", ".join(f"{name}={value:g}" for name, value in self.solver_options.items()) or "no options"
             raise InputError(
                 f"solver '{self.name_of_solver(objective)}' with {options} and {self.num_sampling_steps} steps gives "
                 f"numbers that are not finite; give other options, or another number of steps"
@@ -70,7 +48,7 @@ class SamplingSettings:
 
     def solver_for(self, objective: Objective) -> Solver:
         """Return the solver with its options; raises InputError where something does not fit the objective."""
-        solver = choose_solver(self.solver, objective, **dict(self.solver_options))
+        solver = choose_solver(self.solver, objective, **self.solver_options)
         if self.guidance_interval != EVERYWHERE and self.name_of_solver(objective) == "dopri5":
             raise InputError(
                 "a guidance interval makes the flow jump, at which solver 'dopri5' takes ever smaller steps; "
@@ -88,7 +66,7 @@ class SamplingSettings:
         is_guided = self.cfg_scale != 1
         return {
             "solver": name,
-            "solver_options": options_of(name) | dict(self.solver_options),
+            "solver_options": options_of(name) | self.solver_options,
             "num_sampling_steps": self.num_sampling_steps,
             "cfg_scale": self.cfg_scale,
             "guidance_channels": (self.guidance_channels or "all") if is_guided else None,
@@ -145,10 +123,3 @@ def _draw(
         step_noise,
         on_step,
     )
-
-
-@torch.no_grad()
-def decode(latent: Tensor, latents: LatentSpec, autoencoder: Autoencoder) -> np.ndarray:
-    """Turn final latents [N, C, H, W] into images, uint8 [N, S, S, 3]."""
-    images = to_uint8(autoencoder.decode(latents.denormalise(latent)))
-    return images.permute(0, 2, 3, 1).cpu().numpy()

@@ -2,9 +2,8 @@
 
 import csv
 import logging
-import sys
-import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +11,22 @@ import numpy as np
 import torch.distributed as dist
 from PIL import Image
 
+from dit_scale.checkpoint import open_whole
 from dit_scale.checkpoint.averages import youth_of
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
+from dit_scale.distributed.sharing import shares
 from dit_scale.files import atomic_write, full_disk_explained, make_writable_folder, remove
 from dit_scale.pictures import labelled_grid, write_png
+from dit_scale.progress import shown
 from dit_scale.sampling.archive import write_npz
 from dit_scale.sampling.drawing import SamplingSettings
 from dit_scale.sampling.protocol import PROTOCOL, begin_or_go_on
-from dit_scale.sampling.sampler import Sampler
+from dit_scale.sampling.sampler import Sampler, sampler_of
 from dit_scale.versions import versions
 
 log = logging.getLogger(__name__)
 
 _PNG_END = b"IEND\xaeB`\x82"
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ def start(
     world = World.from_environment()
     device = device_of(world)
     set_threads(world)
-    sampler = Sampler(path, device, weights, decoder, precision, compile_blocks, kernels)
-    if world.is_rank_zero and (said := youth_of(sampler.checkpoint, weights)):
+    checkpoint = open_whole(path)
+    sampler = sampler_of(checkpoint, device, weights, decoder, precision, compile_blocks, kernels)
+    if world.is_rank_zero and (said := youth_of(checkpoint, weights)):
         log.warning("%s; --weights master draws with the trained weights", said)
     return sampler, world
 
@@ -125,24 +127,15 @@ def _write_images(
     missing: list[int],
     world: World,
 ) -> None:
-    mine = missing[world.rank :: world.world_size]
-    started = said = time.monotonic()
-    for first in range(0, len(mine), batch_size):
-        indices = mine[first : first + batch_size]
-        batch = indices + [indices[-1]] * (batch_size - len(indices))
-        images = sampler.images([labels[index] for index in batch], batch, settings)
-        for index, image in zip(indices, images, strict=False):
-            write_png(image, _png(folder, index))
-        done, now = first + len(indices), time.monotonic()
-        if world.is_rank_zero and (done == len(mine) or now - said > _SECONDS_BETWEEN_LINES):
-            said = now
-            rate = done / (now - started)
-            print(
-                f"sampled {done}/{len(mine)} on rank 0 of {world.world_size}  {world.world_size * rate:.1f} images/s  "
-                f"left {(len(mine) - done) / rate:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+    done = 0
+    # All ranks go at one pace, so rank zero can speak for them.
+    every = shown("sampled", len(missing), lambda: min(len(missing), world.world_size * done))
+    with every if world.is_rank_zero else nullcontext():
+        for share in shares(missing, batch_size, world):
+            images = sampler.images([labels[index] for index in share.filled], share.filled, settings)
+            for index, image in zip(share.own, images, strict=False):
+                write_png(image, _png(folder, index))
+            done += len(share.own)
 
 
 def _finish(sampler: Sampler, settings: SamplingSettings, request: Request, labels: list[int]) -> None:

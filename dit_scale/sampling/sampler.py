@@ -1,73 +1,85 @@
-"""A trained model and all that turns noise into its images."""
+"""A model and all that turns noise into its images: of a checkpoint, or of a run that goes on."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dit_scale import draws
-from dit_scale.autoencoder import load_autoencoder
-from dit_scale.checkpoint import open_whole, weights_of
+from dit_scale.autoencoder import Autoencoder, load_autoencoder, to_uint8
+from dit_scale.checkpoint import Checkpoint, weights_of
 from dit_scale.checkpoint.post_hoc import weights_digest
 from dit_scale.classes import ClassNames
-from dit_scale.config import Config, config_from
+from dit_scale.config import Config, ModelConfig, config_from
+from dit_scale.diffusion import Objective
 from dit_scale.diffusion.solvers import OnStep
 from dit_scale.draws import Stream
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
+from dit_scale.models import DiT
 from dit_scale.recipe import model_of, objective_of
-from dit_scale.sampling.drawing import SamplingSettings, decode, sample_latents
+from dit_scale.sampling.drawing import SamplingSettings, sample_latents
 from dit_scale.weights import load_trained
 
 AUTOENCODER_FOLDER = "autoencoder"
 """Where a run folder keeps what decoding needs."""
 
 
+@dataclass(frozen=True)
 class Sampler:
-    """A checkpoint's model, its objective and its decoder, on one device."""
+    """A model, its objective and its decoder, on one device; image ``i`` depends on (seed, i) and its label alone."""
 
-    def __init__(
-        self,
-        path: Path,
+    config: ModelConfig
+    objective: Objective
+    latents: LatentSpec
+    class_names: ClassNames
+    autoencoder: Autoencoder
+    device: str
+    model: DiT
+    """Without its weights, on no device, until ``with_weights``."""
+    kernels: str = "auto"
+    """As ``engine.kernels``."""
+    origin: dict[str, object] = field(default_factory=dict)
+    """Whose weights they are, for a protocol."""
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        latents: LatentSpec,
+        class_names: ClassNames,
+        autoencoder: Autoencoder,
         device: str,
-        weights: str = "ema",
-        decoder: str | None = None,
-        precision: str = "fp32",
-        compile_blocks: bool = False,
-        kernels: str = "auto",
-    ):
-        checkpoint = open_whole(path)
-        data = checkpoint.description.data
-        config = config_from(Config, checkpoint.description.config)
-        self.checkpoint, self.device, self.weights, self.precision = checkpoint, device, weights, precision
-        self.class_names = ClassNames(data["class_names"])
-        self.latents = LatentSpec.from_json(data["latent"])
-        self.objective = objective_of(config.diffusion, config.model.learn_sigma)
-        self.model = model_of(config.model, self.latents, len(self.class_names), kernels)
-        load_trained(self.model, weights_of(checkpoint, weights), str(checkpoint.folder))
-        self.model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
-        if compile_blocks:
-            self.model.compile_blocks()
-        run_dir = checkpoint.folder.parent.parent
-        self.autoencoder = load_autoencoder(
-            decoder or data["autoencoder"], folder=run_dir / AUTOENCODER_FOLDER, device=device
-        )
-        if self.autoencoder.channels != self.latents.channels:
-            raise InputError(
-                f"decoder '{decoder}' reads {self.autoencoder.channels} channels, but the model makes latents of "
-                f"{self.latents.channels}; give a decoder that belongs to the encoder that they were made with"
-            )
+        kernels: str,
+    ) -> "Sampler":
+        """Return all but the weights, which is enough to check settings."""
+        objective = objective_of(config.diffusion, config.model.learn_sigma)
+        with torch.device("meta"):
+            model = model_of(config.model, latents, len(class_names))
+        return cls(config.model, objective, latents, class_names, autoencoder, device, model, kernels)
 
-    def check(self, settings: SamplingSettings) -> None:
-        """Raise InputError where settings do not fit the model, before anything is drawn."""
+    def with_weights(
+        self, weights: Mapping[str, Tensor], source: str, origin: dict[str, object], precision: str = "fp32"
+    ) -> "Sampler":
+        """Return one that draws; raises InputError naming ``source`` where the weights are another model's."""
+        model = model_of(self.config, self.latents, len(self.class_names), self.kernels)
+        model.to(self.device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+        load_trained(model, weights, source)
+        return replace(self, model=model, origin=origin | {"precision": precision})
+
+    def check(self, settings: SamplingSettings, section: str = "") -> None:
+        """Raise InputError where settings (of a configuration's section) do not fit, before anything is drawn."""
         model = self.model
-        settings.check(self.objective, self.latents.channels, model.out_channels, model.null_label)
+        try:
+            settings.check(self.objective, self.latents.channels, model.out_channels, model.null_label)
+        except InputError as error:
+            raise InputError(f"{section}: {error}" if section else str(error)) from error
 
     def images(self, labels: Sequence[int], indices: Sequence[int], settings: SamplingSettings) -> np.ndarray:
         """Return images, uint8 [N, S, S, 3]."""
-        return decode(self._latents(labels, indices, settings), self.latents, self.autoencoder)
+        return self.decode(self._latents(labels, indices, settings))
 
     def frames(
         self, labels: Sequence[int], indices: Sequence[int], settings: SamplingSettings, count: int
@@ -77,22 +89,22 @@ class Sampler:
 
         def keep(done: int, total: int, latent: Tensor) -> None:
             if done * count // total > (done - 1) * count // total:
-                frames.append((f"{done}/{total}", decode(latent, self.latents, self.autoencoder)))
+                frames.append((f"{done}/{total}", self.decode(latent)))
 
         self._latents(labels, indices, settings, keep)
         return frames
 
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> np.ndarray:
+        """Turn final latents [N, C, H, W] into images, uint8 [N, S, S, 3]."""
+        images = to_uint8(self.autoencoder.decode(self.latents.denormalise(latent)))
+        return images.permute(0, 2, 3, 1).cpu().numpy()
+
     def described(self) -> dict[str, object]:
         """Return whose images they are, for a protocol."""
-        return {
-            "step": self.checkpoint.description.position.step,
-            "weights": self.weights,
-            "weights_digest": weights_digest(self.checkpoint, self.weights),
-            "precision": self.precision,
-            **({"compiled": True} if self.model.is_compiled else {}),
-            **({} if self.model.has_kernels else {"kernels": "off"}),
-            "autoencoder": self.autoencoder.identity,
-        }
+        compiled = {"compiled": True} if self.model.is_compiled else {}
+        kernels = {} if self.model.has_kernels else {"kernels": "off"}
+        return self.origin | compiled | kernels | {"autoencoder": self.autoencoder.identity}
 
     def labels_of(self, chosen: Sequence[int], count: int, seed: int | None = None) -> list[int]:
         """Return the label of each image: of the chosen labels, none means all.
@@ -117,3 +129,38 @@ class Sampler:
             settings,
             on_step,
         )
+
+
+def sampler_of(
+    checkpoint: Checkpoint,
+    device: str,
+    weights: str = "ema",
+    decoder: str | None = None,
+    precision: str = "fp32",
+    compile_blocks: bool = False,
+    kernels: str = "auto",
+) -> Sampler:
+    """Return what draws with a checkpoint's weights; raises InputError for a decoder of other latents."""
+    description = checkpoint.description
+    data, config = description.data, config_from(Config, description.config)
+    latents = LatentSpec.from_json(data["latent"])
+    autoencoder = load_autoencoder(
+        decoder or data["autoencoder"],
+        folder=checkpoint.folder.parent.parent / AUTOENCODER_FOLDER,
+        device=device,
+    )
+    if autoencoder.channels != latents.channels:
+        raise InputError(
+            f"decoder '{decoder}' reads {autoencoder.channels} channels, but the model makes latents of "
+            f"{latents.channels}; give a decoder that belongs to the encoder that they were made with"
+        )
+    origin: dict[str, object] = {
+        "step": description.position.step,
+        "weights": weights,
+        "weights_digest": weights_digest(checkpoint, weights),
+    }
+    sampler = Sampler.of(config, latents, ClassNames(data["class_names"]), autoencoder, device, kernels)
+    sampler = sampler.with_weights(weights_of(checkpoint, weights), str(checkpoint.folder), origin, precision)
+    if compile_blocks:
+        sampler.model.compile_blocks()
+    return sampler

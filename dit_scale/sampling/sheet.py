@@ -2,15 +2,13 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch.distributed as dist
 
 from dit_scale.config import SampleConfig, load_options
+from dit_scale.diffusion.solvers import SOLVERS, options_of
 from dit_scale.distributed.runtime import World, process_group
+from dit_scale.distributed.sharing import gather_on_rank_zero, shares
 from dit_scale.errors import InputError, nearest
 from dit_scale.files import make_writable_folder, write_json
 from dit_scale.pictures import labelled_grid, tiled, write_png
@@ -55,13 +53,12 @@ def draw_sheet(
     with process_group(world, sampler.device):
         mine = {
             number: tiled(list(sampler.images(labels, indices, cells[number])))
-            for number in range(world.rank, len(cells), world.world_size)
+            for share in shares(range(len(cells)), 1, world)
+            for number in share.own
         }
-        parts: list[Any] = [None] * world.world_size
-        dist.all_gather_object(parts, mine)
+        blocks = gather_on_rank_zero(mine, world)
     if not world.is_rank_zero:
         return
-    blocks: dict[int, np.ndarray] = {number: block for part in parts for number, block in part.items()}
     columns = len(across.values)
     rows = [
         (_label(down, value), [blocks[row * columns + column] for column in range(columns)])
@@ -82,8 +79,9 @@ def _label(axis: Axis, value: str) -> str:
     return f"{axis.name}={value}" if axis.name else ""
 
 
-_FIELDS = ("cfg-scale", "solver", "num-sampling-steps", "seed", "guidance-channels")
-_OPTIONS = ("eta", "time-shift", "tolerance", "diffusion-norm", "last-step-size")
+_SEVERAL_VALUES = ("solver_options", "guidance_interval")
+_FIELDS = [field.name.replace("_", "-") for field in fields(SampleConfig) if field.name not in _SEVERAL_VALUES]
+_OPTIONS = sorted({option.replace("_", "-") for solver in SOLVERS for option in options_of(solver)})
 
 
 def _with(settings: SamplingSettings, axis: Axis, value: str) -> SamplingSettings:
@@ -93,7 +91,7 @@ def _with(settings: SamplingSettings, axis: Axis, value: str) -> SamplingSetting
     name = axis.name.replace("-", "_")
     if axis.name in _OPTIONS:
         options = load_options(SampleConfig, {"solver_options": {name: value}}, _spell).solver_options
-        return replace(settings, solver_options=tuple((dict(settings.solver_options) | options).items()))
+        return replace(settings, solver_options=settings.solver_options | options)
     if axis.name not in _FIELDS:
         raise InputError(f"--grid-over knows no '{axis.name}'{nearest(axis.name, [*_FIELDS, *_OPTIONS])}")
     return replace(settings, **{name: getattr(load_options(SampleConfig, {name: value}, _spell), name)})

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import torch.distributed as dist
-
 from dit_scale.distributed.runtime import World
+from dit_scale.distributed.sharing import gather_everywhere
 from dit_scale.supervision.history import write_trouble
 
 T = TypeVar("T")
@@ -56,8 +55,7 @@ class Conveniences:
             result = work()
         except Exception as error:
             trouble = Trouble.of(error)
-        troubles: list[Trouble | None] = [None] * self._world.world_size
-        dist.all_gather_object(troubles, trouble)
+        troubles = gather_everywhere(trouble, self._world)
         failed = [(rank, found) for rank, found in enumerate(troubles) if found is not None]
         if not failed:
             return result

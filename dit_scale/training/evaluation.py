@@ -11,6 +11,7 @@ from xxhash import xxh3_64
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
 from dit_scale.distributed.runtime import World
+from dit_scale.distributed.sharing import gather_on_rank_zero, shares
 from dit_scale.errors import InputError
 from dit_scale.evaluation import (
     Evaluator,
@@ -26,11 +27,10 @@ from dit_scale.evaluation import (
     result_of,
 )
 from dit_scale.files import write_json
-from dit_scale.models import DiT
-from dit_scale.sampling import SamplingSettings, decode
+from dit_scale.sampling import Sampler, SamplingSettings
 from dit_scale.supervision.conveniences import Conveniences
 from dit_scale.training.ema import ShardedEMA
-from dit_scale.training.ema_images import EMAImages
+from dit_scale.training.ema_images import with_average
 
 FOLDER = "evaluation"
 
@@ -39,17 +39,17 @@ class Evaluation:
     """Writes ``evaluation/step-00000100.json``: metrics of images drawn from the same noise at every step."""
 
     def __init__(
-        self, config: Config, images: EMAImages, dataset: LatentDataset, world: World, conveniences: Conveniences
+        self, config: Config, sampler: Sampler, dataset: LatentDataset, world: World, conveniences: Conveniences
     ):
         evaluation = config.evaluation
-        self._images, self._world, self._conveniences = images, world, conveniences
+        self._sampler, self._world, self._conveniences = sampler, world, conveniences
         self._count, self._batch_size = evaluation.num_images, evaluation.batch_size
         check_count(self._count, f"evaluation.num_images={self._count}")
         self._settings = SamplingSettings.of(evaluation, config.seed)
-        images.check(self._settings, "evaluation")
+        sampler.check(self._settings, "evaluation")
         self._folder = Path(config.run_dir) / FOLDER
         weights = None if evaluation.weights is None else Path(evaluation.weights)
-        self._extractor = load_extractor(None, weights, images.device)
+        self._extractor = load_extractor(None, weights, sampler.device)
         self._evaluator: Evaluator | None = None
         if world.is_rank_zero:  # the others wait for it at their next meeting
             origin = None if evaluation.reference is None else Path(evaluation.reference)
@@ -62,50 +62,39 @@ class Evaluation:
 
     def scores(self, ema: ShardedEMA, step: int) -> dict[str, float]:
         """Draw, judge, write the result and return the metrics; none on all ranks where one fails (collective)."""
-        mine = self._images.with_average(
-            ema, self._conveniences, FOLDER, step, lambda model: list(self._features(model))
-        )
+        mine = with_average(self._sampler, ema, self._conveniences, FOLDER, step, self._own_part)
         if mine is None:
             return {}
-        parts: list[list[tuple[int, Features]] | None] = [None] * self._world.world_size
-        dist.gather_object(mine, parts if self._world.is_rank_zero else None, dst=0)
+        features = gather_on_rank_zero(mine[1], self._world)
         metrics: list[dict[str, float]] = [{}]
         if self._evaluator is not None:
-            by_batch = dict(entry for part in parts if part is not None for entry in part)
             with self._conveniences.attempt(FOLDER, step):
-                scores = self._evaluator.judge([by_batch[batch] for batch in sorted(by_batch)])
+                scores = self._evaluator.judge(list(features.values()))
                 metrics = [scores.metrics]
-                result = result_of(scores, protocol_of(self._evaluator, scores, self._samples(step)))
+                result = result_of(scores, protocol_of(self._evaluator, scores, self._samples(mine[0])))
                 self._folder.mkdir(exist_ok=True)
                 write_json(self._folder / f"step-{step:08d}.json", {"step": step} | result)
         dist.broadcast_object_list(metrics, src=0)
         return metrics[0]
 
-    def _features(self, model: DiT) -> Iterator[tuple[int, Features]]:
-        """Yield the numbers of this rank's batches and their images' features.
+    def _own_part(self, sampler: Sampler) -> tuple[dict[str, object], dict[int, Features]]:
+        """Return whose images they are, and the features of this rank's batches by their first image."""
+        labels = spread_labels(self._count, len(sampler.class_names))
+        features = {}
+        for share in shares(range(self._count), self._batch_size, self._world):
+            images = sampler.images([labels[index] for index in share.filled], share.filled, self._settings)
+            features[share.own[0]] = self._extractor(torch.from_numpy(images)).first(len(share.own))
+        return sampler.described(), features
 
-        Batches are cut alike and filled up on any number of ranks, so that the arithmetic is the same.
-        """
-        labels = spread_labels(self._count, len(self._images.class_names))
-        size = self._batch_size
-        for batch in range(self._world.rank, -(-self._count // size), self._world.world_size):
-            indices = list(range(batch * size, min(self._count, (batch + 1) * size)))
-            padded = indices + [indices[-1]] * (size - len(indices))
-            images = self._images.draw(model, [labels[index] for index in padded], padded, self._settings)
-            yield batch, self._extractor(torch.from_numpy(images)).first(len(indices))
-
-    def _samples(self, step: int) -> dict[str, object]:
+    def _samples(self, drawn_by: dict[str, object]) -> dict[str, object]:
         return {
             "images": self._count,
             "batch_size": self._batch_size,
             "protocol": {
-                "step": step,
-                "weights": "ema",
-                "precision": "fp32",
-                "autoencoder": self._images.autoencoder.identity,
-                **self._settings.described(self._images.objective),
+                **drawn_by,
+                **self._settings.described(self._sampler.objective),
                 "classes": "all",
-                "class_choice": "in turn" if self._count >= len(self._images.class_names) else "spread evenly",
+                "class_choice": "in turn" if self._count >= len(self._sampler.class_names) else "spread evenly",
             },
         }
 
@@ -113,7 +102,7 @@ class Evaluation:
         cache = default_cache()
         if origin is not None:
             return load_reference(origin, self._extractor, cache, self._batch_size)
-        decoded = DecodedRecords(dataset, self._images, self._count)
+        decoded = DecodedRecords(dataset, self._sampler, self._count)
         check_count(decoded.count, f"data '{decoded.path}'")
         return extract_reference(decoded, self._extractor, cache, self._batch_size)
 
@@ -123,9 +112,9 @@ class DecodedRecords(ImageSet):
 
     kind = "decoded latents"
 
-    def __init__(self, dataset: LatentDataset, images: EMAImages, count: int):
+    def __init__(self, dataset: LatentDataset, sampler: Sampler, count: int):
         super().__init__(Path(dataset.folders[0].storage.location))
-        self._dataset, self._images = dataset, images
+        self._dataset, self._sampler = dataset, sampler
         self.count = min(count, len(dataset))
         self._records = np.linspace(0, len(dataset) - 1, self.count).round().astype(np.int64)
         self.size = next(self.batches(1)).shape[2:0:-1]
@@ -134,12 +123,11 @@ class DecodedRecords(ImageSet):
         for first in range(0, self.count, batch_size):
             records = self._records[first : first + batch_size]
             moments, _ = self._dataset.read(records, np.zeros(len(records), bool))
-            mean = moments.to(self._images.device, torch.float32).chunk(2, dim=1)[0]
-            latents = self._images.latents
-            yield decode(latents.normalise(mean), latents, self._images.autoencoder)
+            mean = moments.to(self._sampler.device, torch.float32).chunk(2, dim=1)[0]
+            yield self._sampler.decode(self._sampler.latents.normalise(mean))
 
     def digest(self) -> str:
-        what = f"{self._dataset.fingerprint()} {self._images.autoencoder.identity} {self.count}"
+        what = f"{self._dataset.fingerprint()} {self._sampler.autoencoder.identity} {self.count}"
         return xxh3_64(what.encode()).hexdigest()
 
 

@@ -6,11 +6,11 @@ from typing import Any
 from dit_scale.checkpoint.averages import youth
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
-from dit_scale.diffusion import Objective
 from dit_scale.distributed.runtime import World
+from dit_scale.sampling import Sampler
 from dit_scale.supervision.conveniences import Conveniences
 from dit_scale.supervision.phases import Phases
-from dit_scale.training.ema_images import EMAImages
+from dit_scale.training.ema_images import sampler_of_run
 from dit_scale.training.evaluation import Evaluation, check_is_measured
 from dit_scale.training.loss import LossFunction
 from dit_scale.training.preview import Preview
@@ -38,10 +38,10 @@ class PeriodicTasks:
         self._config, self._phases, self._is_told = config, phases, not world.is_rank_zero
         validation, evaluation, preview = config.validation, config.evaluation, config.preview
         self._validation = Validation(dataset, loss_function, config, world) if validation.every_steps else None
-        images = _ema_images(config, loss_function.objective, dataset, device, conveniences)
-        self._preview = Preview(config, images, world, conveniences) if images and preview.every_steps else None
+        sampler = _sampler_of(config, dataset, device, conveniences)
+        self._preview = Preview(config, sampler, world, conveniences) if sampler and preview.every_steps else None
         self._evaluation = (
-            Evaluation(config, images, dataset, world, conveniences) if images and evaluation.every_steps else None
+            Evaluation(config, sampler, dataset, world, conveniences) if sampler and evaluation.every_steps else None
         )
         if world.is_rank_zero:
             names = ["validation_loss"] if self._validation else []
@@ -103,12 +103,10 @@ class PeriodicTasks:
         return step == self._config.train.steps
 
 
-def _ema_images(
-    config: Config, objective: Objective, dataset: LatentDataset, device: str, conveniences: Conveniences
-) -> EMAImages | None:
+def _sampler_of(config: Config, dataset: LatentDataset, device: str, conveniences: Conveniences) -> Sampler | None:
     """Return what draws; None where nothing is to be drawn, or no decoder is there for previews (collective)."""
     if config.evaluation.every_steps:
-        return EMAImages(config, objective, dataset, device)
+        return sampler_of_run(config, dataset, device)
     if config.preview.every_steps:
-        return conveniences.together("loading the decoder", lambda: EMAImages(config, objective, dataset, device))
+        return conveniences.together("loading the decoder", lambda: sampler_of_run(config, dataset, device))
     return None

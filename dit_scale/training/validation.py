@@ -11,6 +11,7 @@ from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
 from dit_scale.diffusion import total
 from dit_scale.distributed.runtime import World
+from dit_scale.distributed.sharing import shares
 from dit_scale.training.loss import LossFunction
 
 _SEED = 0x76616C6964  # "valid": apart from the draws of training
@@ -38,21 +39,16 @@ class Validation:
         dtype = next(engine.module.parameters()).dtype
         loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
         engine.eval()
-        for places in self._batches():
-            is_record = places < len(self._records)
-            moments, labels = self._dataset.read(self._records[places * is_record], np.zeros(len(places), bool))
+        for share in shares(range(len(self._records)), self._micro_batch, self._world, is_collective=True):
+            places = np.array(share.filled)
+            is_own = np.arange(len(places)) < len(share.own)
+            moments, labels = self._dataset.read(self._records[places], np.zeros(len(places), bool))
             moments, labels, positions, counted = (
                 tensor.to(engine.device)
-                for tensor in (moments, labels, torch.from_numpy(places), torch.from_numpy(is_record))
+                for tensor in (moments, labels, torch.from_numpy(places), torch.from_numpy(is_own))
             )
             terms = self._loss_function(lambda x, t, y: engine(x.to(dtype), t, y), moments, labels, positions)
             loss_sum += (total(terms).double() * counted).sum()
         engine.train()
         dist.all_reduce(loss_sum)
         return loss_sum.item() / len(self._records)
-
-    def _batches(self) -> "list[np.ndarray]":
-        """Return this rank's places among the records; all ranks have as many batches, the last may reach beyond."""
-        ranks, size = self._world.world_size, self._micro_batch
-        count = -(-len(self._records) // (ranks * size))
-        return [np.arange(size) + (batch * ranks + self._world.rank) * size for batch in range(count)]

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from dit_scale.errors import InputError
+from dit_scale.image_files import is_hidden
 from preprocessing.sources.foreign import foreign_file
-from preprocessing.sources.names import LeftOut, base_of, counted_as, is_hidden, is_image
+from preprocessing.sources.names import LeftOut, base_of, counted_as, is_image
 
 _BLOCK_BYTES = 512
 

@@ -6,11 +6,11 @@ from itertools import repeat
 from pathlib import Path
 
 from dit_scale.classes import ClassNames
-from dit_scale.errors import InputError
+from dit_scale.image_files import files_below, identity, is_hidden
 from preprocessing.sources.classes import number_labels, order_classes
 from preprocessing.sources.labels import read_labels
 from preprocessing.sources.layout import check_class_folder, check_class_folders
-from preprocessing.sources.names import LeftOut, counted_as, is_hidden, is_image, to_bytes
+from preprocessing.sources.names import LeftOut, base_of, counted_as, is_image, to_bytes
 from preprocessing.sources.table import WHOLE_FILE, Row, Table, table_of
 
 OUTSIDE = "images outside the class folders"
@@ -63,34 +63,12 @@ def _row(path: bytes, label: int) -> Row:
 
 def _images_below(root: Path, folder: str, left_out: LeftOut) -> list[bytes]:
     """Return the paths of all images below a folder, sorted; other files are counted."""
-    top = str(root / folder) if folder else str(root)
-    start = f"{folder}/" if folder else ""
-    return sorted(to_bytes(path) for path in _walk(top, start, {_identity(str(root)), _identity(top)}, left_out))
-
-
-def _walk(folder: str, below: str, above: set[tuple[int, int]], left_out: LeftOut) -> Iterator[str]:
-    """Yield paths of images; symbolic links are followed, unless they lead back to a folder above."""
-    try:
-        with os.scandir(folder) as scan:
-            entries = list(scan)
-    except OSError as error:
-        raise InputError(f"folder '{folder}' cannot be read ({error.strerror}); see to its permissions") from error
-    for entry in entries:
-        if is_hidden(entry.name):
-            left_out[counted_as(entry.name)] += 1
-            continue
-        if not entry.is_dir():
-            if is_image(entry.name):
-                yield below + entry.name
-            else:
-                left_out[counted_as(entry.name)] += 1
-            continue
-        identity = _identity(entry.path)
-        if identity in above:
-            raise InputError(f"'{entry.path}' is a link to a folder above itself; remove the link")
-        yield from _walk(entry.path, f"{below}{entry.name}/", above | {identity}, left_out)
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    found = Path(folder).stat()
-    return found.st_dev, found.st_ino
+    top, start, above = (str(root / folder), f"{folder}/", {identity(str(root))}) if folder else (str(root), "", set())
+    images = []
+    for path in files_below(top, start, frozenset(above)):
+        name = base_of(path)
+        if is_image(name) and not is_hidden(name):
+            images.append(to_bytes(path))
+        else:
+            left_out[counted_as(name)] += 1
+    return sorted(images)

@@ -3,8 +3,8 @@
 import shlex
 from pathlib import Path
 
+from dit_scale.image_files import is_hidden
 from dit_scale.kinds import GZIP, NPY, NPZ, PICKLE, TORCH, ZIP, kind_of
-from preprocessing.sources.names import is_hidden
 
 _TABLE = 'write its images to class folders, as docs/data.md shows under "Sources that are not read"'
 _ARRAY = "write its images to class folders, a file each"

@@ -8,8 +8,9 @@ from itertools import islice
 from pathlib import Path
 
 from dit_scale.errors import InputError, few
+from dit_scale.image_files import is_hidden
 from preprocessing.sources.ilsvrc import is_wnid
-from preprocessing.sources.names import is_hidden, is_image, is_tar
+from preprocessing.sources.names import is_image, is_tar
 
 _SPLIT = re.compile(
     r"(ILSVRC20\d\d_(img_)?)?(?P<kind>train|training|trainval|val|valid|validation|test|testing|dev|eval)"

@@ -6,6 +6,7 @@ from pathlib import Path
 from dit_scale.classes import ClassNames
 from dit_scale.config import SourceConfig
 from dit_scale.errors import InputError
+from dit_scale.image_files import is_hidden
 from preprocessing.sources.archives import members_of, tars_of
 from preprocessing.sources.class_tars import list_class_tars
 from preprocessing.sources.classes import read_class_names
@@ -14,7 +15,7 @@ from preprocessing.sources.foreign import foreign_file
 from preprocessing.sources.ilsvrc import check_ground_truth
 from preprocessing.sources.layout import check_not_splits
 from preprocessing.sources.lists import list_in, list_listed
-from preprocessing.sources.names import LeftOut, base_of, counted_as, is_hidden, is_image, is_tar
+from preprocessing.sources.names import LeftOut, base_of, counted_as, is_image, is_tar
 from preprocessing.sources.summary import nothing_in
 from preprocessing.sources.table import Source, Table
 from preprocessing.sources.tars import list_plain_tars, list_tars

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from pathlib import PurePosixPath
 
-from dit_scale.image_files import IMAGE_ENDINGS
+from dit_scale.image_files import IMAGE_ENDINGS, is_hidden
 
 LIST_ENDINGS = frozenset({".jsonl", ".csv"})
 _LONGEST_ENDING = 12
@@ -26,11 +26,6 @@ def is_list(name: str) -> bool:
 def is_tar(name: str) -> bool:
     """Return whether a name ends as an uncompressed tar's does."""
     return ending_of(name) == ".tar"
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden, as what a Mac leaves beside each file."""
-    return name.startswith(".")
 
 
 def ending_of(name: str) -> str:

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import time
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from dit_scale.errors import Failure
 from dit_scale.files import atomic_write
+from dit_scale.retries import RetryPolicy, with_retries
 from preprocessing.sources.names import LeftOut
 
 WHOLE_FILE = -1
@@ -26,7 +26,6 @@ _PASSING = frozenset(
     for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EREMOTEIO", "ENOTCONN", "ECONNRESET", "EHOSTDOWN", "EBUSY")
     if hasattr(errno, name)
 )
-_FIRST_PAUSE_SECONDS = 0.1
 
 Table = npt.NDArray[Any]
 """Columns ``file``, ``name``, ``offset``, ``num_bytes`` and ``label``."""
@@ -51,19 +50,18 @@ class Place(NamedTuple):
 
     def read(self, patience_seconds: float = PATIENCE_SECONDS) -> bytes:
         """Return the image's bytes; storage that fails is asked again for a while, then a Failure names the file."""
-        deadline = time.monotonic() + patience_seconds
-        pause = _FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                return self._read()
-            except OSError as error:
-                if error.errno not in _PASSING or time.monotonic() + pause > deadline:
-                    raise Failure(
-                        f"image file '{self.path}' cannot be read ({error.strerror}); see to the storage, or to files "
-                        f"moved since they were listed, and run this again"
-                    ) from error
-            time.sleep(pause)
-            pause *= 2
+        return with_retries(self._read, self._trouble, RetryPolicy(patience_seconds))
+
+    def _trouble(self, error: Exception) -> str:
+        """Return what went wrong, or raise what no retry can fix."""
+        if not isinstance(error, OSError):
+            raise error
+        trouble = f"image file '{self.path}' cannot be read ({error.strerror})"
+        if error.errno in _PASSING:
+            return trouble
+        raise Failure(
+            f"{trouble}; see to the storage, or to files moved since they were listed, and run this again"
+        ) from error
 
     def _read(self) -> bytes:
         with self.path.open("rb") as file:

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from dit_scale.pictures import labelled_grid
 from tests.end_to_end.conftest import images, shards  # noqa: F401 (fixtures)
 from tests.end_to_end.runs import settings
 from tests.launch import run
@@ -93,6 +96,24 @@ def test_it_draws_what_sample_draws_with_the_same_settings(
     images_before = {path.name: path.read_bytes() for path in (out / "images").iterdir()}
     run(["sample", run_dir, *common, *options[:2], *options[4:], "--overwrite"])  # without the interval
     assert any(images_before[path.name] != path.read_bytes() for path in (out / "images").iterdir())
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_preview_shows_what_sample_draws(ranks: int, shards: Path, tmp_path: Path) -> None:  # noqa: F811
+    """On any number of ranks, of which some have nothing to draw or fewer images than others."""
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    preview = ["preview.every_steps=2", "preview.samples_per_class=1", "preview.num_sampling_steps=3"]
+    alike = ["train.global_batch_size=6", "train.learning_rate=0.05", "train.warmup_steps=0", "train.steps=2"]
+    run(settings(shards, run_dir, *preview, *alike, "preview.classes=[2,0]"), ranks=ranks)
+    drawn = ["--num-samples", 2, "--classes", "2,0", "--num-sampling-steps", 3, "--cfg-scale", 4, "--out", out]
+    run(["sample", run_dir, *drawn])
+    rows = [
+        (name, [np.asarray(Image.open(out / "images" / f"{index:06d}.png"))])
+        for index, name in enumerate(("stripes", "circles"))
+    ]
+    expected = np.asarray(labelled_grid(rows, title="step 2")).astype(int)
+    found = np.asarray(Image.open(run_dir / "samples" / "step-00000002.png")).astype(int)
+    assert np.abs(found - expected).max() <= 1  # other threads, or another batch size: one grey level
 
 
 def test_the_best_checkpoint_by_an_evaluation_stays(

@@ -13,12 +13,13 @@ from diffusers.models import embeddings
 from safetensors.torch import load_file, save_file
 
 from dit_scale.autoencoder import PCACodec, save_autoencoder
+from dit_scale.checkpoint import open_whole
 from dit_scale.checkpoint.layout import read_manifest, write_manifest
 from dit_scale.cli import main
 from dit_scale.errors import InputError
 from dit_scale.interop.exporting import export
 from dit_scale.interop.pipeline_folder import read_pipeline
-from dit_scale.sampling.sampler import Sampler
+from dit_scale.sampling import sampler_of
 from tests.launch import run
 from tests.parity import load_tensors, load_tiny, record
 
@@ -141,7 +142,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_neither_sampled_nor_exported(import
     del manifest["parameters"]["blocks.0.attn.qkv.weight"]
     write_manifest(checkpoint, manifest)
     with pytest.raises(InputError, match=r"step-00000000' .*: blocks\.0\.attn\.qkv\.weight is absent there"):
-        Sampler(out, "cpu")
+        sampler_of(open_whole(out), "cpu")
     with pytest.raises(InputError, match=r"step-00000000' .*: blocks\.0\.attn\.qkv\.weight is absent there"):
         export(out, tmp_path / "weights.pt", "pt")
 
