@@ -24,6 +24,8 @@ class Verdict:
 
     def __init__(self, norm: Tensor, is_discarded: Tensor):
         self._numbers = Readback(torch.stack((norm, is_discarded)))
+        self.passes = is_discarded == 0.0
+        """Whether weights and moments move, bool [] where the optimizer is: for what follows them on the device."""
 
     @property
     def norm(self) -> float:
