@@ -88,7 +88,7 @@ def model_and_engine(model: DiT | InputError, config: Config) -> Finding:
     """Say which model is trained, and that it goes with the data, the objective and the engine."""
     if isinstance(model, InputError):
         raise model
-    check_engine(config.engine)
+    check_engine(config.engine, config.train)
     objective_of(config.diffusion, config.model.learn_sigma)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     figure = (

@@ -1,7 +1,8 @@
 """Whether an update happens: judged by the gradient norm that all ranks see, before a weight moves.
 
-The device judges, and the host need not wait for it: a fused Adam reads there whether to leave everything as it is,
-and by how much to shorten the gradient, as it does under a gradient scaler. DeepSpeed is told of neither.
+The device judges, and the host need not wait for it: the optimizer reads there whether to leave everything as it is,
+and by how much to shorten the gradient, as a fused Adam does under a gradient scaler (`dit_scale.optim` holds others to
+the same). DeepSpeed is told of neither.
 Written for DeepSpeed 0.19.8; `tests/distributed` holds it to that at stages 0 to 3.
 """
 
@@ -22,9 +23,9 @@ NOTHING_PASSES = -1.0
 class Verdict:
     """What became of an update; asking waits until the device has judged it."""
 
-    def __init__(self, norm: Tensor, is_discarded: Tensor):
+    def __init__(self, norm: Tensor, is_discarded: Tensor, passes: Tensor):
         self._numbers = Readback(torch.stack((norm, is_discarded)))
-        self.passes = is_discarded == 0.0
+        self.passes = passes
         """Whether weights and moments move, bool [] where the optimizer is: for what follows them on the device."""
 
     @property
@@ -49,7 +50,7 @@ class UpdateGuard:
         """Gradients longer than ``max_grad_norm`` are shortened to it."""
         self._engine, self._max_grad_norm = engine, max_grad_norm
         self._stage: int = engine.zero_optimization_stage()
-        self._adam: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        self._optimizer: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
         self._limit = math.inf
         self._verdict: Verdict | None = None
         if self._stage in (1, 2):
@@ -71,16 +72,16 @@ class UpdateGuard:
         return verdict
 
     def _judge(self) -> float:
-        """Judge the gradient and tell Adam; return the norm that DeepSpeed is told: one with which nothing is wrong."""
+        """Judge the gradient, tell the optimizer, and return a norm for DeepSpeed: one with which nothing is wrong."""
         norm = self._norm()
         if self._engine.zero_offload_optimizer() is not None:
-            norm = norm.cpu()  # where Adam is
+            norm = norm.cpu()  # where the optimizer is
         passes = torch.isfinite(norm) & (norm <= self._limit)
-        self._adam.found_inf = (~passes).float()
+        self._optimizer.found_inf = (~passes).float()
         if self._max_grad_norm:
             scale = (norm + 1e-6) / self._max_grad_norm  # as PyTorch's clipping has it
-            self._adam.grad_scale = scale.clamp(min=1.0)
-        self._verdict = Verdict(norm, self._adam.found_inf)
+            self._optimizer.grad_scale = scale.clamp(min=1.0)
+        self._verdict = Verdict(norm, self._optimizer.found_inf, passes)
         return 0.0
 
     def _norm(self) -> Tensor:
