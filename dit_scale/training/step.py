@@ -1,6 +1,5 @@
-"""What a training step computes: the loss, its gradient, the rate of its update."""
+"""What a training step computes: the loss and its gradient."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dit_scale import draws
-from dit_scale.config import TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import Objective
 from dit_scale.draws import Stream
@@ -65,14 +63,3 @@ def compute_gradient(engine: Any, loss_function: LossFunction, batch: Batch, pla
             engine.step()  # counts the micro step
         all_losses.append(losses.detach())
     return torch.cat(all_losses).float()
-
-
-def learning_rate_at(step: int, train: TrainSection) -> float:
-    """Return the rate of update number ``step`` (counted from 0): warm-up, then constant or cosine."""
-    if step < train.warmup_steps:
-        return train.learning_rate * (step + 1) / train.warmup_steps
-    if train.rate_schedule == "constant":
-        return train.learning_rate
-    progress = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-    return train.final_learning_rate + (train.learning_rate - train.final_learning_rate) * cosine

@@ -29,6 +29,7 @@ from dit_scale.distributed.transfers import Readback, send
 from dit_scale.errors import NonFinite
 from dit_scale.files import full_disk_explained
 from dit_scale.models import DiT
+from dit_scale.optim import learning_rate_at
 from dit_scale.planning.flops import peak_flops, training_flops_per_image
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
@@ -51,7 +52,7 @@ from dit_scale.training.periodic import PeriodicTasks
 from dit_scale.training.run_log import RunLog
 from dit_scale.training.saving import Saving
 from dit_scale.training.state import TrainingState
-from dit_scale.training.step import LossFunction, compute_gradient, learning_rate_at
+from dit_scale.training.step import LossFunction, compute_gradient
 from dit_scale.versions import versions
 from dit_scale.zero.batches import plan_batches
 from dit_scale.zero.engine import DTYPES, build_engine, set_learning_rate

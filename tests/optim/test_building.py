@@ -125,9 +125,7 @@ def test_a_count_on_the_host_is_refused_before_the_first_step() -> None:
 def test_an_optimizer_that_needs_matrices_is_refused_where_zero_cuts_them() -> None:
     muon = TrainSection(optimizer="muon")
     check_engine(EngineConfig(zero_stage=0, precision="fp32"), muon)
-    with pytest.raises(
-        InputError, match=r"needs whole matrices, which engine\.zero_stage=1 cuts into flat"
-    ):
+    with pytest.raises(InputError, match=r"needs whole matrices, which engine\.zero_stage=1 cuts into flat"):
         check_engine(EngineConfig(zero_stage=1), muon)
 
 
