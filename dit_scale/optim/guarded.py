@@ -42,8 +42,8 @@ class GuardedOptimizer(Optimizer):
                 begin_state(self.state[parameter], parameter, group)
                 state = {kind: value.clone() for kind, value in self.state[parameter].items()}
                 before.append((parameter, parameter.clone(), state))
-        if self.grad_scale is not None and before:
-            torch._foreach_div_([parameter.grad for parameter, *_ in before], self.grad_scale)
+                if self.grad_scale is not None:
+                    parameter.grad.div_(self.grad_scale)
         part.step()
         if self.found_inf is None:
             return

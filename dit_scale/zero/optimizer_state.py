@@ -1,7 +1,4 @@
-"""Which elements of which parameter this rank holds in fp32, and of its optimizer's state, at every ZeRO stage.
-
-Written for DeepSpeed 0.19.8; `tests/distributed` compares it with brute force at stages 0 to 3.
-"""
+"""Which elements of which parameter this rank holds in fp32, and of its optimizer's state, at every ZeRO stage."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -3,7 +3,6 @@
 The device judges, and the host need not wait for it: the optimizer reads there whether to leave everything as it is,
 and by how much to shorten the gradient, as a fused Adam does under a gradient scaler (`dit_scale.optim` holds others to
 the same). DeepSpeed is told of neither.
-Written for DeepSpeed 0.19.8; `tests/distributed` holds it to that at stages 0 to 3.
 """
 
 import math
