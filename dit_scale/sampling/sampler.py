@@ -17,6 +17,7 @@ from dit_scale.diffusion.solvers import OnStep
 from dit_scale.draws import Stream
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
+from dit_scale.parameters import DTYPES
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling.drawing import SamplingSettings, decode, sample_latents
 from dit_scale.weights import load_trained
@@ -46,7 +47,7 @@ class Sampler:
         self.objective = objective_of(config.diffusion, config.model.learn_sigma)
         self.model = model_of(config.model, self.latents, len(self.class_names))
         load_trained(self.model, weights_of(checkpoint, weights), str(checkpoint.folder))
-        self.model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+        self.model.to(device, DTYPES[precision]).eval()
         if compile_blocks:
             self.model.compile_blocks()
         run_dir = checkpoint.folder.parent.parent

@@ -30,6 +30,7 @@ from dit_scale.errors import NonFinite
 from dit_scale.files import full_disk_explained
 from dit_scale.models import DiT
 from dit_scale.optim import learning_rate_at
+from dit_scale.parameters import DTYPES
 from dit_scale.planning.flops import peak_flops, training_flops_per_image
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
@@ -55,7 +56,7 @@ from dit_scale.training.state import TrainingState
 from dit_scale.training.step import LossFunction, compute_gradient
 from dit_scale.versions import versions
 from dit_scale.zero.batches import plan_batches
-from dit_scale.zero.engine import DTYPES, build_engine, set_learning_rate
+from dit_scale.zero.engine import build_engine, set_learning_rate
 from dit_scale.zero.optimizer_state import OptimizerState
 from dit_scale.zero.update_guard import NOTHING_PASSES, UpdateGuard, Verdict
 

@@ -12,10 +12,9 @@ from dit_scale.config import EngineConfig, TrainSection, refuse_unused
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
 from dit_scale.optim import build_optimizer, check_stage, groups_of
+from dit_scale.parameters import DTYPES, num_trained, trained
 from dit_scale.zero.batches import BatchPlan
 from dit_scale.zero.overlap import overlap_pays
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build_engine(
@@ -35,13 +34,11 @@ def build_engine(
     deepspeed.init_distributed(dist_backend="nccl" if device.startswith("cuda") else "gloo", verbose=False)
     model.to(device=device, dtype=DTYPES[engine.precision])
     wrap_blocks(model, engine)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = build_optimizer(
-        groups_of(train), trained, train.learning_rate, torch.device("cpu" if engine.offload_optimizer else device)
-    )
+    updates_on = torch.device("cpu" if engine.offload_optimizer else device)
+    optimizer = build_optimizer(groups_of(train), trained(model), train.learning_rate, updates_on)
     if engine.zero_stage == 3:  # a block's weights come together: no hook of DeepSpeed's breaks what is compiled
         deepspeed.utils.set_z3_leaf_modules(model, list({type(block) for block in model.blocks}))
-    num_parameters = sum(parameter.numel() for parameter in trained.values())
+    num_parameters = num_trained(model)
     overlaps = _overlaps(engine, world, num_parameters, device)
     config = deepspeed_config(engine, batches, world, num_parameters, overlaps)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dit_scale.distributed.fragments import Fragment, share
 from dit_scale.optim import begin_state
+from dit_scale.parameters import trained
 
 MASTER = "master"
 
@@ -25,7 +26,7 @@ class OptimizerState:
         self._stage: int = engine.zero_optimization_stage()
         self._base: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
         groups = self._base.param_groups
-        self._trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+        self._trainable: dict[str, Any] = dict(trained(engine.module))
         self.shapes = {name: _full_shape(parameter) for name, parameter in self._trainable.items()}
         group_of = {name: group for group in groups for name in group["names"]}
         self.names = {MASTER: set(self.shapes)}
