@@ -21,6 +21,7 @@ MAKERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "fused AdamW": (partial(torch.optim.AdamW, fused=True), ADAM),
     "AdamW": (torch.optim.AdamW, ADAM),
     "NAdam": (torch.optim.NAdam, (*ADAM, "mu_product")),
+    "Adagrad": (torch.optim.Adagrad, ("sum",)),
     "RMSprop": (partial(torch.optim.RMSprop, momentum=0.9), ("square_avg", "momentum_buffer")),
 }
 
@@ -53,7 +54,7 @@ def everything_in(optimizer: Any, owned: dict[str, Tensor]) -> list[Tensor]:
 def all_groups() -> dict[str, Sequence[Group]]:
     train = TrainSection(weight_decay=0.1)
     known = {name: groups(train) for name, groups in OPTIMIZERS.items()}
-    return known | {name: everyone(*MAKERS[name]) for name in ("fused AdamW", "AdamW", "RMSprop")}
+    return known | {name: everyone(*MAKERS[name]) for name in ("fused AdamW", "AdamW", "Adagrad", "RMSprop")}
 
 
 @pytest.mark.parametrize("name", all_groups())
@@ -98,6 +99,10 @@ def test_each_parameter_belongs_to_the_first_group_that_takes_it() -> None:
     [
         (everyone(torch.optim.AdamW, ["exp_avg"]), r"keeps \['exp_avg', 'exp_avg_sq'\] of a parameter, and its descr"),
         (everyone(*MAKERS["NAdam"]), "keeps 'mu_product' in another shape than the parameter's; checkpoints"),
+        (
+            everyone(partial(torch.optim.Adagrad, initial_accumulator_value=0.1), ["sum"]),
+            "what This one keeps does not begin with zeros, as what a run keeps does; choose",
+        ),
         (everyone(torch.optim.SGD, []), r"keep no count of updates \('step'\), by which runs resume"),
         ([Group(everything, replace(MUON, state_kinds=("velocity",)))], r"keeps \['momentum_buffer'\] of a parameter"),
     ],
