@@ -24,6 +24,7 @@ from dit_scale.checkpoint import (
     prune,
     resolve,
     saving,
+    weights_of,
 )
 from dit_scale.checkpoint.averages import youth, youth_of
 from dit_scale.distributed.fragments import Fragment
@@ -75,6 +76,26 @@ def test_any_part_reads_back(tmp_path: Path) -> None:
     assert torch.equal(found.read("ema", "a", 5, 4), VALUES["a"][5:9])  # across two fragments
     assert torch.equal(found.whole("ema")["a"], VALUES["a"].view(3, 4))
     assert found.damage() is None
+
+
+def test_a_kind_that_only_some_parameters_have(tmp_path: Path) -> None:
+    """As Muon's momentum, which only matrices have."""
+    kinds = {**STATE.kinds, "momentum_buffer": [VALUES["a"][:7] * 2.0, VALUES["a"][7:] * 2.0]}
+    state = replace(STATE, kinds=kinds, names={"momentum_buffer": {"a"}})
+    assert state.num_bytes() == 4 * (17 + 12)
+    saver = Saver(tmp_path, World(), Retention())
+    saver.save(description(1), state)
+    saver.wait()
+    found = Checkpoint(tmp_path / "step-00000001")
+    assert (found.weight_kinds, found.optimizer_kinds) == (["ema"], ["momentum_buffer"])
+    assert {kind: list(digests) for kind, digests in found.content_digests.items()} == {
+        "ema": ["a", "b"],
+        "momentum_buffer": ["a"],
+    }
+    assert found.whole("momentum_buffer").keys() == {"a"}
+    assert torch.equal(found.read("momentum_buffer", "a", 5, 4), VALUES["a"][5:9] * 2.0)
+    with pytest.raises(InputError, match="holds no weights 'momentum_buffer'; choose one of ema"):
+        weights_of(found, "momentum_buffer")
 
 
 def test_a_young_average_says_how_young(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dit_scale.distributed.runtime import World, device_of, set_threads
 from dit_scale.latents import LatentSpec
 from dit_scale.models import build_model
 from dit_scale.models.kernel_timing import AttentionShape, error_of_backend, fastest, seconds_of_backends
-from dit_scale.zero.engine import DTYPES
+from dit_scale.parameters import DTYPES
 
 _PACKAGES = ("dit_scale", "torch", "xformers", "numpy")
 

@@ -16,9 +16,9 @@ from dit_scale.config import EngineConfig
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
 from dit_scale.distributed.traffic import Traffic
 from dit_scale.latents import LatentSpec
+from dit_scale.parameters import DTYPES
 from dit_scale.planning.communication import collectives_of, ring_bytes
 from dit_scale.planning.memory import TrainingSetup
-from dit_scale.zero.engine import DTYPES
 
 _PACKAGES = ("dit_scale", "torch", "deepspeed")
 _SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 24)

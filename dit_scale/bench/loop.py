@@ -13,11 +13,12 @@ from dit_scale.distributed.runtime import World
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.models.kernel_timing import AttentionShape, backend_of_training
+from dit_scale.parameters import DTYPES, num_trained
 from dit_scale.training.loss import LossFunction
 from dit_scale.training.state import TrainingState
 from dit_scale.training.step import compute_gradient
 from dit_scale.zero.batches import plan_batches
-from dit_scale.zero.engine import DTYPES, build_engine, wrap_blocks
+from dit_scale.zero.engine import build_engine, wrap_blocks
 from dit_scale.zero.optimizer_state import OptimizerState
 from dit_scale.zero.update_guard import UpdateGuard, Verdict
 
@@ -40,7 +41,7 @@ class Loop:
         train = TrainSection(global_batch_size=batch_size, micro_batch_size_per_gpu=micro_batch_size)
         self.plan = plan_batches(train, world.world_size)
         self.loss_function = LossFunction(build_objective("gaussian"), latents, 0, 0.1, model.null_label)
-        self.num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        self.num_parameters = num_trained(model)
         if device.startswith("cuda") and engine.kernels == "auto":  # as a run settles it
             shape, dtype = AttentionShape.of(model, micro_batch_size), DTYPES[engine.precision]
             model.attention = backend_of_training(model.attention, shape, torch.device(device), dtype)

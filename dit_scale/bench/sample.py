@@ -20,8 +20,9 @@ from dit_scale.diffusion import build_objective
 from dit_scale.distributed.runtime import World, device_of, set_threads
 from dit_scale.draws import Stream
 from dit_scale.latents import LatentSpec
+from dit_scale.parameters import DTYPES
 from dit_scale.sampling import SamplingSettings, sample_latents
-from dit_scale.zero.engine import DTYPES, wrap_blocks
+from dit_scale.zero.engine import wrap_blocks
 
 _PACKAGES = ("dit_scale", "torch", "xformers", "numpy")
 _CFG_SCALE = 4.0

@@ -1,9 +1,9 @@
 """Checkpoints that know parameters, not ranks: written behind the step loop, verified, read in any part.
 
 A checkpoint is a folder ``step-00000100`` with one safetensors file a rank and a ``manifest.json``. Each tensor
-is a 1-D fp32 fragment, keyed ``KIND/PARAMETER/OFFSET`` with KIND one of master, exp_avg, exp_avg_sq, ema, so any
-number of ranks and any ZeRO stage can read what any other wrote. The folder is written under a temporary name
-and renamed once all is on disk; ``latest`` is moved last.
+is a 1-D fp32 fragment, keyed ``KIND/PARAMETER/OFFSET`` with KIND one of master, ema, or what the optimizer
+keeps of that parameter (AdamW: exp_avg and exp_avg_sq), so any number of ranks and any ZeRO stage can read what any
+other wrote. The folder is written under a temporary name and renamed once all is on disk; ``latest`` is moved last.
 """
 
 from dit_scale.checkpoint.content import State, content_digests

@@ -1,7 +1,7 @@
 """The state that a checkpoint holds, and digests of it that do not depend on who holds what."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,13 +20,24 @@ class State:
     owned: Sequence[Fragment]
     """The fragments that this rank writes; over all ranks they cover every parameter once."""
     kinds: Mapping[str, Sequence[Tensor]]
-    """By kind (master, exp_avg, exp_avg_sq, ema, …) one tensor for each owned fragment."""
+    """By kind (master, exp_avg, exp_avg_sq, ema, …) one tensor for each owned fragment that has it."""
     adam_step: int
-    """Updates that Adam has counted."""
+    """Updates that the optimizer has counted."""
+    names: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Of a kind the parameters that have it; a kind that is not here, all have."""
 
     def num_bytes(self) -> int:
         """Bytes of the whole state over all ranks, as stored."""
-        return 4 * len(self.kinds) * sum(shape.numel() for shape in self.shapes.values())
+        return 4 * sum(self.shapes[name].numel() for kind in self.kinds for name in self.names_with(kind))
+
+    def names_with(self, kind: str) -> list[str]:
+        """Return the parameters that have a kind, in their order."""
+        return [name for name in self.shapes if name in self.names.get(kind, self.shapes)]
+
+    def of_kind(self, kind: str) -> Iterator[tuple[Fragment, Tensor]]:
+        """Yield this rank's fragments of a kind, each with its tensor."""
+        having = self.names.get(kind, self.shapes)
+        yield from zip((part for part in self.owned if part.name in having), self.kinds[kind], strict=True)
 
 
 def content_digests(state: State, group: Any = None) -> dict[str, dict[str, str]]:
@@ -34,17 +45,17 @@ def content_digests(state: State, group: Any = None) -> dict[str, dict[str, str]
 
     An order-free sum over (index, bits) modulo 2^64: every single changed element changes it.
     """
-    names = list(state.shapes)
-    rows = {(kind, name): row for row, (kind, name) in enumerate((k, n) for k in state.kinds for n in names)}
+    names = {kind: state.names_with(kind) for kind in state.kinds}
+    rows = {(kind, name): row for row, (kind, name) in enumerate((k, n) for k in names for n in names[k])}
     sums = torch.zeros(len(rows), dtype=torch.int64)
-    for kind, tensors in state.kinds.items():
-        for fragment, tensor in zip(state.owned, tensors, strict=True):
+    for kind in state.kinds:
+        for fragment, tensor in state.of_kind(kind):
             sums[rows[kind, fragment.name]] += sum(_digest_parts(tensor, fragment.offset))
     if dist.get_backend(group) == "nccl":
         sums = sums.cuda()
     dist.all_reduce(sums, group=group)
     values = sums.tolist()
-    return {kind: {name: f"{values[rows[kind, name]] % (1 << 64):016x}" for name in names} for kind in state.kinds}
+    return {kind: {n: f"{values[rows[kind, n]] % (1 << 64):016x}" for n in names[kind]} for kind in state.kinds}
 
 
 def _digest_parts(tensor: Tensor, offset: int) -> Iterator[Tensor]:

@@ -48,13 +48,18 @@ class Checkpoint:
 
     @property
     def kinds(self) -> list[str]:
-        """What it holds of every parameter: master, exp_avg, exp_avg_sq, ema, …"""
+        """What it holds of parameters: master, exp_avg, exp_avg_sq, ema, …"""
         return list(self.content_digests)
 
     @property
     def weight_kinds(self) -> list[str]:
-        """Those of them that are weights of the model."""
-        return [kind for kind in self.kinds if not kind.startswith("exp_avg")]
+        """Those of them that are weights of the model: the master weights and averages of them."""
+        return [kind for kind in self.kinds if kind.partition("-")[0] in ("master", "ema")]
+
+    @property
+    def optimizer_kinds(self) -> list[str]:
+        """Those of them that are an optimizer's, some of which only some parameters may have."""
+        return [kind for kind in self.kinds if kind not in self.weight_kinds]
 
     def damage(self, rank: int = 0, world_size: int = 1) -> str | None:
         """Check sizes of all files and digests of every ``world_size``-th; return what is wrong, or None."""
@@ -83,8 +88,9 @@ class Checkpoint:
         return result
 
     def whole(self, kind: str) -> dict[str, Tensor]:
-        """Read every parameter of a kind, in its own shape."""
-        return {name: self.read(kind, name, 0, shape.numel()).view(shape) for name, shape in self.shapes.items()}
+        """Read every parameter that has a kind, in its own shape."""
+        shapes = {name: shape for name, shape in self.shapes.items() if name in self.content_digests[kind]}
+        return {name: self.read(kind, name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
 
     @cached_property
     def _pieces(self) -> dict[tuple[str, str], list[tuple[int, int, Any, str]]]:

@@ -152,8 +152,8 @@ class Saver:
         path = folder / f"rank-{self._world.rank:05d}.safetensors"
         tensors = {
             f"{kind}/{fragment.name}/{fragment.offset}": tensor
-            for kind, values in state.kinds.items()
-            for fragment, tensor in zip(state.owned, values, strict=True)
+            for kind in state.kinds
+            for fragment, tensor in state.of_kind(kind)
         }
         num_bytes, digest = write_tensors(path, tensors)
         return path.name, {"bytes": num_bytes, "xxh3_128": digest}

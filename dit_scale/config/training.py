@@ -72,8 +72,10 @@ class TrainSection:
     """Images a step over all ranks; fixed for a run."""
     micro_batch_size_per_gpu: int = number(32, at_least=1)
     """Most images a rank puts through the model at once; gradient accumulation follows."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """What updates the weights: AdamW, or Muon for blocks' matrices and AdamW for the rest (engine.zero_stage=0)."""
     learning_rate: float = number(1e-4, at_least=0)
-    """AdamW's learning rate after warm-up."""
+    """The learning rate after warm-up."""
     warmup_steps: int = number(0, at_least=0)
     """Steps over which the rate rises linearly from 0."""
     rate_schedule: Literal["constant", "cosine"] = "constant"
@@ -85,7 +87,7 @@ class TrainSection:
     beta2: float = number(0.999, at_least=0, below=1)
     """AdamW's decay of the second moment."""
     weight_decay: float = number(0.0, at_least=0)
-    """AdamW's weight decay."""
+    """Weight decay, decoupled from the gradient."""
     max_grad_norm: float | None = number(None, above=0)
     """Gradients longer than this are scaled down to it; null never clips."""
     ema_decay: float = number(0.9999, at_least=0, below=1)
@@ -270,6 +272,7 @@ FIXED_FOR_A_RUN = (
     "data.shuffle_block_records",
     "data.shuffle_window_blocks",
     "train.global_batch_size",
+    "train.optimizer",
     "engine.precision",
 )
 """The rule for resuming: these stay as the run began (and so do its latents); all else may change."""

@@ -19,8 +19,8 @@ from dit_scale.distributed.sharing import gather_everywhere
 from dit_scale.doctor.finding import Finding, Status
 from dit_scale.models import DiT
 from dit_scale.models.kernel_timing import AttentionShape, backend_of_training, error_of_backend
+from dit_scale.parameters import DTYPES
 from dit_scale.planning.choices import gigabytes, plural
-from dit_scale.zero.engine import DTYPES
 
 _PROBE_BYTES = 32 << 20
 _SMALLEST_PROBE_BYTES = 1 << 20

@@ -24,6 +24,7 @@ from dit_scale.doctor.hardware import DiskRates, existing
 from dit_scale.errors import InputError, few
 from dit_scale.files import holder_of
 from dit_scale.models import DiT
+from dit_scale.parameters import num_trained
 from dit_scale.planning.choices import gigabytes, in_words, plural, setup_of, smaller_choices
 from dit_scale.planning.memory import checkpoint_bytes, estimate_memory
 from dit_scale.recipe import objective_of
@@ -88,9 +89,9 @@ def model_and_engine(model: DiT | InputError, config: Config) -> Finding:
     """Say which model is trained, and that it goes with the data, the objective and the engine."""
     if isinstance(model, InputError):
         raise model
-    check_engine(config.engine)
+    check_engine(config.engine, config.train)
     objective_of(config.diffusion, config.model.learn_sigma)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trainable = num_trained(model)
     figure = (
         f"{config.model.name}, {trainable / 1e6:.1f}M parameters, {model.grid_side**2} tokens, {model.num_classes} "
         f"classes; {config.engine.precision}, ZeRO {config.engine.zero_stage}"

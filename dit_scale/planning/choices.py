@@ -14,10 +14,10 @@ from dit_scale.data.mixture import mix
 from dit_scale.data.opening import open_storage
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
+from dit_scale.parameters import DTYPES, num_trained
 from dit_scale.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
 from dit_scale.recipe import model_of
 from dit_scale.zero.batches import BatchPlan, plan_batches
-from dit_scale.zero.engine import DTYPES
 
 _CPU_ALLOCATOR = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
 _CUDA_ALLOCATOR = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
@@ -61,7 +61,7 @@ def model_on_meta(config: Config, latents: LatentSpec, num_classes: int) -> DiT:
 def setup_of(config: Config, model: DiT, world_size: int, on_gpu: bool, gpus_per_node: int = 8) -> TrainingSetup:
     """Return what a configuration's memory depends on; raises InputError where the ranks do not divide the batch."""
     plan, engine = plan_batches(config.train, world_size), config.engine
-    num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    num_parameters = num_trained(model)
     return TrainingSetup(
         micro_batch_size=_largest_micro_batch(plan),
         world_size=world_size,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dit_scale.models.dit import DiT
+from dit_scale.parameters import trained
 from dit_scale.planning.memory import STAGE_3_PERSISTENT, STAGE_3_REUSE_DISTANCE, TrainingSetup
 
 _ALIGNMENT = 2  # stages 1, 2 pad the flat parameters to a multiple of so many elements a rank
@@ -94,7 +95,7 @@ def _stage_3(model: DiT, setup: TrainingSetup) -> list[Collective]:
 
 
 def _trained(model: DiT) -> list[int]:
-    return [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    return [parameter.numel() for parameter in trained(model).values()]
 
 
 def _calls(elements: int, setup: TrainingSetup) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from dit_scale.models.dit import DiT
+from dit_scale.parameters import num_parameters, num_trained, trained
 from dit_scale.planning.measuring import kept_of
 
 FP32_BYTES = 4
@@ -92,8 +93,8 @@ class MemoryEstimate:
 
 def estimate_memory(model: DiT, setup: TrainingSetup) -> MemoryEstimate:
     """Return the bytes that training ``model`` takes on one rank; the model may lie on the meta device."""
-    sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    sizes = [parameter.numel() for parameter in trained(model).values()]
+    frozen = num_parameters(model) - num_trained(model)
     total, number, stage = sum(sizes), setup.bytes_per_number, setup.zero_stage
     is_sharded = stage > 0
     part = -(-total // setup.world_size) if is_sharded else total
@@ -122,7 +123,7 @@ def estimate_memory(model: DiT, setup: TrainingSetup) -> MemoryEstimate:
 
 def checkpoint_bytes(model: DiT, num_extra_emas: int = 0) -> int:
     """Return the bytes of one checkpoint over all ranks; every further EMA takes 4 a parameter."""
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trainable = num_trained(model)
     return (CHECKPOINT_BYTES_PER_PARAMETER + FP32_BYTES * num_extra_emas) * trainable
 
 

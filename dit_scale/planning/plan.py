@@ -13,6 +13,7 @@ from dit_scale.errors import Failure, InputError
 from dit_scale.files import write_json
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
+from dit_scale.parameters import num_parameters
 from dit_scale.planning.chart import draw, scalings
 from dit_scale.planning.choices import gigabytes, in_words, model_on_meta, outline, plural, smaller_choices
 from dit_scale.planning.cluster import Cluster
@@ -89,7 +90,7 @@ def _model(config: Config, request: Request) -> DiT:
 
 
 def _show_model(model: DiT, title: str) -> None:
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = num_parameters(model)
     tokens = model.grid_side**2
     print(
         f"{title}: {total / 1e6:,.1f}M parameters, {tokens} tokens an image, "
@@ -173,7 +174,7 @@ def _print(table: Table) -> None:
 
 def _as_json(plans: list[Plan], model: DiT, cluster: Cluster) -> dict[str, Any]:
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": num_parameters(model),
         "training_flops_per_image": training_flops_per_image(model),
         "cluster": asdict(cluster),
         "plans": [

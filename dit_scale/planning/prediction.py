@@ -8,6 +8,7 @@ hides it.
 from dataclasses import dataclass
 
 from dit_scale.models import DiT
+from dit_scale.parameters import num_trained
 from dit_scale.planning.cluster import Cluster
 from dit_scale.planning.communication import Collective, collectives_of
 from dit_scale.planning.flops import attention_flops_per_image, training_flops_per_image
@@ -74,7 +75,7 @@ def predict(model: DiT, setup: TrainingSetup, cluster: Cluster, global_batch_siz
     flops = training_flops_per_image(model)
     step = step_time(model, setup, cluster, global_batch_size // cluster.num_gpus, compiled)
     rate = global_batch_size / step.seconds
-    total = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = num_trained(model)
     return Prediction(
         step,
         rate,
@@ -97,7 +98,7 @@ def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, c
     passes = (PASSES_COMPILED if compiled else PASSES_EAGER) * (1 + recomputed / 3)
     memory_rate = gpu.memory_bandwidth * BANDWIDTH_SHARE
     elementwise = images * activation_bytes_per_image(model, setup.bytes_per_number) * passes / memory_rate
-    total = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = num_trained(model)
     part = total / setup.world_size if setup.zero_stage else total
     update = part * (UPDATE_BYTES / memory_rate if not setup.offload_optimizer else 8 / OFFLOAD_BANDWIDTH)
     collectives = collectives_of(model, setup) if setup.world_size > 1 else []

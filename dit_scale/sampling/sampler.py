@@ -19,6 +19,7 @@ from dit_scale.draws import Stream
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
+from dit_scale.parameters import DTYPES
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling.drawing import SamplingSettings, sample_latents
 from dit_scale.weights import load_trained
@@ -65,7 +66,7 @@ class Sampler:
     ) -> "Sampler":
         """Return one that draws; raises InputError naming ``source`` where the weights are another model's."""
         model = model_of(self.config, self.latents, len(self.class_names), self.kernels)
-        model.to(self.device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+        model.to(self.device, DTYPES[precision]).eval()
         load_trained(model, weights, source)
         return replace(self, model=model, origin=origin | {"precision": precision})
 

@@ -17,6 +17,7 @@ from dit_scale.data.loader import LatentDataset, Loader
 from dit_scale.distributed.devices import memory_of
 from dit_scale.distributed.runtime import World, job_end_time
 from dit_scale.models import DiT
+from dit_scale.parameters import DTYPES
 from dit_scale.planning.flops import peak_flops, training_flops_per_image
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
@@ -41,7 +42,7 @@ from dit_scale.training.spikes import SpikeLimit
 from dit_scale.training.state import TrainingState
 from dit_scale.versions import versions
 from dit_scale.zero.batches import plan_batches
-from dit_scale.zero.engine import DTYPES, build_engine
+from dit_scale.zero.engine import build_engine
 from dit_scale.zero.optimizer_state import OptimizerState
 from dit_scale.zero.update_guard import UpdateGuard
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from dit_scale.checkpoint import Position
 from dit_scale.data.loader import Batch
 from dit_scale.errors import NonFinite
+from dit_scale.optim import learning_rate_at
 from dit_scale.supervision.markers import STOPPED, write_marker
 from dit_scale.supervision.preemption import StopRequest
 from dit_scale.training.bad_step_policies import RolledBack
@@ -19,7 +20,6 @@ from dit_scale.training.build import Run
 from dit_scale.training.metrics import say
 from dit_scale.training.pending import Flags, PendingMetrics, StepClock
 from dit_scale.training.run_folder import BAD_STEPS
-from dit_scale.training.step import learning_rate_at
 from dit_scale.zero.update_guard import NOTHING_PASSES
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""All that training changes: master weights, Adam's moments and the EMAs; saved and restored as one."""
+"""All that training changes: master weights, the optimizer's state and the EMAs; saved and restored as one."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -11,8 +11,9 @@ from dit_scale.checkpoint import Checkpoint, State, content_digests
 from dit_scale.checkpoint.averages import EMA, ema_kind
 from dit_scale.checkpoint.post_hoc import decay_at, gamma_of, power_kind
 from dit_scale.config import TrainSection
+from dit_scale.errors import InputError
 from dit_scale.training.ema import Moves, ShardedEMA
-from dit_scale.zero.optimizer_state import ADAM_MOMENTS, OptimizerState
+from dit_scale.zero.optimizer_state import MASTER, OptimizerState
 from dit_scale.zero.update_guard import Verdict
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,9 @@ class TrainingState:
     def part(self) -> State:
         """Return this rank's part, as it is now, for a checkpoint."""
         optimizer = self.optimizer
-        return State(optimizer.shapes, optimizer.owned, self._kinds(), optimizer.adam_step)
+        kinds = {kind: [view for _, view in optimizer.of_kind(kind, optimizer.owned)] for kind in optimizer.names}
+        kinds |= {kind: ema.tensors for kind, ema in self.emas.items()}
+        return State(optimizer.shapes, optimizer.owned, kinds, optimizer.adam_step, optimizer.names)
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -62,10 +65,10 @@ class TrainingState:
         optimizer = self.optimizer
         if checkpoint.shapes != optimizer.shapes:
             raise RuntimeError(f"checkpoint '{checkpoint.folder}' holds other parameters than the model has")
-        for kind in ("master", *ADAM_MOMENTS):
-            flats = optimizer.flats(kind)
-            for fragment in optimizer.held:
-                fragment.of(flats).copy_(checkpoint.read(kind, fragment.name, fragment.offset, fragment.numel))
+        self._check_optimizer(checkpoint)
+        for kind in optimizer.names:
+            for fragment, view in optimizer.of_kind(kind, optimizer.held):
+                view.copy_(checkpoint.read(kind, fragment.name, fragment.offset, fragment.numel))
         for kind, ema in self.emas.items():
             if kind not in checkpoint.kinds:
                 log.warning("checkpoint %s has no %s: it begins with the %s there", checkpoint.folder.name, kind, EMA)
@@ -77,14 +80,16 @@ class TrainingState:
         optimizer.publish()
         self._verify(checkpoint)
 
-    def _kinds(self) -> dict[str, list[Tensor]]:
-        """Return this rank's tensors, one for each owned fragment, by kind."""
-        optimizer = self.optimizer
-        kinds = {}
-        for kind in ("master", *ADAM_MOMENTS):
-            flats = optimizer.flats(kind)
-            kinds[kind] = [fragment.of(flats) for fragment in optimizer.owned]
-        return kinds | {kind: ema.tensors for kind, ema in self.emas.items()}
+    def _check_optimizer(self, checkpoint: Checkpoint) -> None:
+        """Refuse, with an InputError, what another optimizer has saved."""
+        saved = {kind: set(checkpoint.content_digests[kind]) for kind in checkpoint.optimizer_kinds}
+        own = {kind: names for kind, names in self.optimizer.names.items() if kind != MASTER}
+        if saved != own:
+            differ = sorted(kind for kind in saved | own if saved.get(kind) != own.get(kind))
+            raise InputError(
+                f"checkpoint '{checkpoint.folder}' is another optimizer's ({', '.join(differ)} differ); give the "
+                f"train.optimizer that its run began with, or start another run_dir with init_from={checkpoint.folder}"
+            )
 
     def _begin_emas(self) -> None:
         self.emas = {kind: ShardedEMA(self.optimizer) for kind in self._decays}

@@ -1,13 +1,11 @@
-"""What a training step computes: the gradient of a global batch, and the rate of its update."""
+"""What a training step computes: the gradient of a global batch."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dit_scale.config import TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import Terms, total
 from dit_scale.zero.batches import BatchPlan
@@ -53,14 +51,3 @@ def compute_gradient(engine: Any, loss_function: Callable[..., Terms], batch: Ba
 
 def _counted(losses: Tensor, counts: Tensor | None) -> Tensor:
     return losses if counts is None else losses * counts
-
-
-def learning_rate_at(step: int, train: TrainSection) -> float:
-    """Return the rate of update number ``step`` (counted from 0): warm-up, then constant or cosine."""
-    if step < train.warmup_steps:
-        return train.learning_rate * (step + 1) / train.warmup_steps
-    if train.rate_schedule == "constant":
-        return train.learning_rate
-    progress = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-    return train.final_learning_rate + (train.learning_rate - train.final_learning_rate) * cosine

@@ -11,21 +11,21 @@ from torch.utils.checkpoint import checkpoint
 from dit_scale.config import EngineConfig, TrainSection, refuse_unused
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
+from dit_scale.optim import build_optimizer, check_stage, groups_of
+from dit_scale.parameters import DTYPES, num_trained, trained
 from dit_scale.zero.batches import BatchPlan
 from dit_scale.zero.overlap import overlap_pays
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build_engine(
     model: Any, engine: EngineConfig, train: TrainSection, batches: BatchPlan, world: World, device: str
 ) -> Any:
-    """Wrap a model for training: activation checkpointing, compilation, AdamW, DeepSpeed's ZeRO.
+    """Wrap a model for training: activation checkpointing, compilation, optimizer, DeepSpeed's ZeRO.
 
     Collective. ``world`` must have joined its process group. Raises InputError for what DeepSpeed refuses or
     gets wrong.
     """
-    check_engine(engine)
+    check_engine(engine, train)
     deepspeed = _import_deepspeed()
     world.export()  # DeepSpeed reads torchrun's variables; under srun nobody else sets them
     # DeepSpeed takes the device from LOCAL_RANK; with one visible GPU a process that is number 0.
@@ -34,16 +34,11 @@ def build_engine(
     deepspeed.init_distributed(dist_backend="nccl" if device.startswith("cuda") else "gloo", verbose=False)
     model.to(device=device, dtype=DTYPES[engine.precision])
     wrap_blocks(model, engine)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=train.learning_rate,
-        betas=(train.beta1, train.beta2),
-        weight_decay=train.weight_decay,
-        fused=True,
-    )
+    updates_on = torch.device("cpu" if engine.offload_optimizer else device)
+    optimizer = build_optimizer(groups_of(train), trained(model), train.learning_rate, updates_on)
     if engine.zero_stage == 3:  # a block's weights come together: no hook of DeepSpeed's breaks what is compiled
         deepspeed.utils.set_z3_leaf_modules(model, list({type(block) for block in model.blocks}))
-    num_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    num_parameters = num_trained(model)
     overlaps = _overlaps(engine, world, num_parameters, device)
     config = deepspeed_config(engine, batches, world, num_parameters, overlaps)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
@@ -92,7 +87,7 @@ def deepspeed_config(
     return {
         "train_micro_batch_size_per_gpu": 1,  # only its product with the next is used; micro batches are cut by us
         "gradient_accumulation_steps": batches.gradient_accumulation_steps,
-        "gradient_clipping": 0.0,  # its own default is 1; the gate has Adam do it
+        "gradient_clipping": 0.0,  # its own default is 1; the gate has the optimizer do it
         "bf16": {"enabled": engine.precision == "bf16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -127,18 +122,19 @@ def _overlaps(engine: EngineConfig, world: World, num_parameters: int, device: s
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:
-    """Set the rate of the next update."""
+    """Set the rate of the next update; each group takes its own multiple of it."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["rate_scale"]
 
 
-def check_engine(engine: EngineConfig) -> None:
+def check_engine(engine: EngineConfig, train: TrainSection) -> None:
     """Refuse what DeepSpeed refuses or gets wrong, and what has no effect, with an InputError."""
     if engine.zero_stage == 0 and engine.precision == "bf16":
         raise InputError(
             "engine.zero_stage=0 with engine.precision=bf16 makes DeepSpeed take a wrong Adam step; "
             "use engine.zero_stage=1 (the same memory on one rank) or engine.precision=fp32"
         )
+    check_stage(train, engine.zero_stage)
     refuse_unused(engine, "engine")
 
 

@@ -1,9 +1,6 @@
-"""Which elements of which parameter this rank holds in fp32, at every ZeRO stage.
+"""Which elements of which parameter this rank holds in fp32, and of its optimizer's state, at every ZeRO stage."""
 
-The one module that knows DeepSpeed's private layout.
-Written for DeepSpeed 0.19.8; `tests/distributed` compares it with brute force at stages 0 to 3.
-"""
-
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +8,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dit_scale.distributed.fragments import Fragment, share
+from dit_scale.optim import begin_state
+from dit_scale.parameters import trained
 
-ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+MASTER = "master"
 
 
 class OptimizerState:
-    """The fp32 master weights and Adam moments of an engine, as fragments of named parameters.
+    """The fp32 master weights and optimizer state of an engine, as fragments of named parameters.
 
     ``owned`` are the fragments that only this rank writes: over all ranks they cover every trainable
     parameter exactly once. ``held`` are those it needs to go on: the same, but all of them at stage 0.
@@ -25,20 +24,30 @@ class OptimizerState:
     def __init__(self, engine: Any):
         self._engine = engine
         self._stage: int = engine.zero_optimization_stage()
-        self._trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+        self._base: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        groups = self._base.param_groups
+        self._trainable: dict[str, Any] = dict(trained(engine.module))
         self.shapes = {name: _full_shape(parameter) for name, parameter in self._trainable.items()}
+        group_of = {name: group for group in groups for name in group["names"]}
+        self.names = {MASTER: set(self.shapes)}
+        """By kind (``master``, then those of the optimizer) the parameters that have it."""
+        for name, group in group_of.items():
+            for kind in group["state_kinds"]:
+                self.names.setdefault(kind, set()).add(name)
         if self._stage == 0:
             self._keys = list(self._trainable.values())
+            self._groups = [group_of[name] for name in self._trainable]  # of each key
             self.held = [
                 Fragment(name, 0, parameter.numel(), index, 0)
                 for index, (name, parameter) in enumerate(self._trainable.items())
             ]
             self.owned = share(self.held, dist.get_rank(), dist.get_world_size())
         elif self._stage in (1, 2):
-            self._keys = engine.optimizer.single_partition_of_fp32_groups
+            self._keys, self._groups = engine.optimizer.single_partition_of_fp32_groups, groups
             self.held = self.owned = list(self._fragments_of_stages_1_and_2())
         else:
             self._keys = engine.optimizer.fp32_partitioned_groups_flat
+            self._groups = [groups[engine.optimizer.sub_group_to_group_id[flat]] for flat in range(len(self._keys))]
             self.held = self.owned = list(self._fragments_of_stage_3())
 
     @property
@@ -55,23 +64,23 @@ class OptimizerState:
         """Return the owned fragments' views in tensors that are laid out as ``owned_masters``."""
         return [fragment.of(tensors) for fragment in self.owned] if self._stage else tensors
 
-    def moments(self, name: str) -> list[Tensor]:
-        """Return the flat tensors of ``exp_avg`` or ``exp_avg_sq``, made of zeros before the first step."""
-        return [self._state_of(key)[name].view(-1) for key in self._keys]
-
-    def flats(self, kind: str) -> list[Tensor]:
-        """Return the flat tensors of ``master`` or of one of ADAM_MOMENTS."""
-        return self.master if kind == "master" else self.moments(kind)
+    def of_kind(self, kind: str, fragments: Sequence[Fragment]) -> Iterator[tuple[Fragment, Tensor]]:
+        """Yield those of the fragments whose parameters have a kind, each with its view, [numel]."""
+        for fragment in fragments:
+            if fragment.name in self.names[kind]:
+                key = self._keys[fragment.flat]
+                flat = key.detach() if kind == MASTER else self._state_of(fragment.flat)[kind]
+                yield fragment, flat.view(-1).narrow(0, fragment.start, fragment.numel)
 
     @property
     def adam_step(self) -> int:
-        """The number of updates that Adam has counted."""
-        return int(self._state_of(self._keys[0])["step"])
+        """The number of updates that the optimizer has counted."""
+        return int(self._counts()[0])
 
     @adam_step.setter
     def adam_step(self, value: int) -> None:
-        for key in self._keys:
-            self._state_of(key)["step"].fill_(value)
+        for count in self._counts():
+            count.fill_(value)
 
     def publish(self) -> None:
         """Copy the master weights into the parameters that the model computes with, on every rank."""
@@ -86,15 +95,15 @@ class OptimizerState:
             if optimizer.persistent_parameters:
                 optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
-    def _state_of(self, key: Tensor) -> dict[str, Tensor]:
-        base: Any = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
-        state: dict[str, Tensor] = base.state[key]
-        if "exp_avg" not in state:
-            # A fused AdamW keeps its count on the parameter's device, the others on the CPU.
-            fused = base.param_groups[0].get("fused")
-            state["step"] = torch.zeros((), dtype=torch.float32, device=key.device if fused else "cpu")
-            state.update({name: torch.zeros_like(key) for name in ADAM_MOMENTS})
+    def _state_of(self, flat: int) -> dict[str, Tensor]:
+        key = self._keys[flat]
+        state: dict[str, Tensor] = self._base.state[key]
+        begin_state(state, key, self._groups[flat])
         return state
+
+    def _counts(self) -> list[Tensor]:
+        states = map(self._state_of, range(len(self._keys)))
+        return [state["step"] for state in states if "step" in state]
 
     def _fragments_of_stages_1_and_2(self) -> Any:
         for name, parameter in self._trainable.items():

@@ -1,8 +1,8 @@
 """Whether an update happens: judged by the gradient norm that all ranks see, before a weight moves.
 
-The device judges, and the host need not wait for it: a fused Adam reads there whether to leave everything as it is,
-and by how much to shorten the gradient, as it does under a gradient scaler. DeepSpeed is told of neither.
-Written for DeepSpeed 0.19.8; `tests/distributed` holds it to that at stages 0 to 3.
+The device judges, and the host need not wait for it: the optimizer reads there whether to leave everything as it is,
+and by how much to shorten the gradient, as a fused Adam does under a gradient scaler (`dit_scale.optim` holds others to
+the same). DeepSpeed is told of neither.
 """
 
 import math
@@ -49,7 +49,7 @@ class UpdateGuard:
         """Gradients longer than ``max_grad_norm`` are shortened to it."""
         self._engine, self._max_grad_norm = engine, max_grad_norm
         self._stage: int = engine.zero_optimization_stage()
-        self._adam: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        self._optimizer: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
         is_offloaded = engine.zero_offload_optimizer() is not None
         self.device: torch.device = torch.device("cpu") if is_offloaded else engine.device
         """Which judges: that of the optimizer's state."""
@@ -77,15 +77,15 @@ class UpdateGuard:
         return verdict
 
     def _judge(self) -> float:
-        """Judge the gradient and tell Adam; return the norm that DeepSpeed is told: one with which nothing is wrong."""
+        """Judge the gradient, tell the optimizer, and return a norm for DeepSpeed: one with which nothing is wrong."""
         norm = self._norm().to(self.device)
         limit = self._limit.to(norm.dtype) if isinstance(self._limit, Tensor) else self._limit
         passes = torch.isfinite(norm) & (norm <= limit)
-        self._adam.found_inf = (~passes).float()
+        self._optimizer.found_inf = (~passes).float()
         if self._max_grad_norm:
             scale = (norm + 1e-6) / self._max_grad_norm  # as PyTorch's clipping has it
-            self._adam.grad_scale = scale.clamp(min=1.0)
-        self._verdict = Verdict(norm, self._adam.found_inf)
+            self._optimizer.grad_scale = scale.clamp(min=1.0)
+        self._verdict = Verdict(norm, self._optimizer.found_inf)
         return 0.0
 
     def _norm(self) -> Tensor:

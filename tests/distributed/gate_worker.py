@@ -1,6 +1,6 @@
 """A process that takes steps which are shortened and steps which are discarded, beside plain PyTorch's.
 
-    gate_worker DEVICE STAGE …
+    gate_worker DEVICE OPTIMIZER STAGE …
 
 Prints one JSON line: for each ZeRO stage how far the weights are from PyTorch's, relative to how far they moved, which
 averages are not what a host makes that knows of each update, and how often the host read a number from the device
@@ -72,22 +72,46 @@ class Reads(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def expected_weights(loss_function: LossFunction, world: World, device: str) -> dict[str, Tensor]:
+def plain_optimizers(name: str, parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """Return what plain PyTorch has for an optimizer of ours."""
+    matrices = [value for key, value in parameters.items() if key.startswith("blocks.") and value.ndim == 2]
+    rest = [value for key, value in parameters.items() if not (key.startswith("blocks.") and value.ndim == 2)]
+    if name == "muon":
+        muon = torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        return [muon, torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.0, fused=True)]
+    if name == "two-rates":
+        slow = {"params": matrices, "lr": 0.5e-3, "weight_decay": 0.1}
+        return [torch.optim.AdamW([slow, {"params": rest}], lr=1e-3, weight_decay=0.0)]
+    return [torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0)]
+
+
+def shortened(parameters: list[nn.Parameter], divides: bool) -> Tensor:
+    """Shorten gradients as PyTorch does; ``divides``: to the bit as the guard does, where bf16 makes much of a bit."""
+    if not divides:
+        return nn.utils.clip_grad_norm_(parameters, LONGEST)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    for parameter in parameters:
+        assert parameter.grad is not None
+        parameter.grad.div_(((norm + 1e-6) / LONGEST).clamp(min=1.0))
+    return norm
+
+
+def expected_weights(name: str, loss_function: LossFunction, world: World, device: str) -> dict[str, Tensor]:
     """Return the weights after the steps as plain PyTorch takes them."""
     model = small_model().to(device)
-    trained, norms = [parameter for parameter in model.parameters() if parameter.requires_grad], []
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizers, norms = plain_optimizers(name, trained), []
     for step in range(STEPS):
         batch = batch_at(step, BATCH, world)
-        optimizer.zero_grad()
-        inputs = (tensor.to(device) for tensor in (batch.moments, batch.labels, batch.positions))
-        total(loss_function(model, *inputs)).mean().backward()
-        norm = nn.utils.clip_grad_norm_(trained, LONGEST)
-        norms.append(float(norm))
-        if step != DISCARDED:
+        model.zero_grad()
+        for part in (slice(0, BATCH // 2), slice(BATCH // 2, BATCH)):  # micro batches, as the engine has them
+            inputs = (tensor[part].to(device) for tensor in (batch.moments, batch.labels, batch.positions))
+            (total(loss_function(model, *inputs)).sum() / BATCH).backward()
+        norms.append(float(shortened(list(trained.values()), divides=name == "muon")))
+        for optimizer in optimizers if step != DISCARDED else ():
             optimizer.step()
     assert min(norms) < LONGEST < max(norms), f"of {norms} some are to be shortened, and some are not"
-    return {name: value.cpu() for name, value in model.named_parameters() if value.requires_grad}
+    return {name: value.cpu() for name, value in trained.items()}
 
 
 def is_average(state: TrainingState, kind: str, first: list[Tensor], masters: list[list[Tensor]]) -> bool:
@@ -101,17 +125,14 @@ def is_average(state: TrainingState, kind: str, first: list[Tensor], masters: li
 
 
 def measure(
-    stage: Literal[0, 1, 2, 3], expected: dict[str, Tensor], loss_function: LossFunction, world: World, device: str
+    stage: Literal[0, 1, 2, 3],
+    train: TrainSection,
+    expected: dict[str, Tensor],
+    loss_function: LossFunction,
+    world: World,
+    device: str,
 ) -> dict[str, Any]:
     """Take the steps at a stage."""
-    train = TrainSection(
-        global_batch_size=BATCH,
-        micro_batch_size_per_gpu=2,
-        learning_rate=1e-3,
-        weight_decay=0.0,
-        ema_decay=0.9,
-        power_ema_widths=(WIDTH,),
-    )
     plan = plan_batches(train, world.world_size)
     model = small_model()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -147,17 +168,26 @@ def measure(
     }
 
 
-def main(device: str, stages: list[int]) -> None:
+def main(device: str, optimizer: str, stages: list[int]) -> None:
     warnings.simplefilter("ignore")
     world = World.from_environment()
     set_threads(world, 1)
     loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
-    expected = expected_weights(loss_function, world, device)
+    expected = expected_weights(optimizer, loss_function, world, device)
+    train = TrainSection(
+        optimizer=optimizer,  # type: ignore[arg-type]
+        global_batch_size=BATCH,
+        micro_batch_size_per_gpu=2,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        ema_decay=0.9,
+        power_ema_widths=(WIDTH,),
+    )
     with process_group(world, device):
-        found = {stage: measure(stage, expected, loss_function, world, device) for stage in stages}  # type: ignore[arg-type]
+        found = {stage: measure(stage, train, expected, loss_function, world, device) for stage in stages}  # type: ignore[arg-type]
     print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
     die_with_parent()
-    main(sys.argv[1], [int(stage) for stage in sys.argv[2:]])
+    main(sys.argv[1], sys.argv[2], [int(stage) for stage in sys.argv[3:]])

@@ -68,3 +68,41 @@ def test_bf16_follows_fp32(stage: int, stage_0: Any, tmp_path: Path) -> None:
 def test_an_offloaded_optimizer_takes_the_same_steps(stage: int, stage_0: Any, tmp_path: Path) -> None:
     saved = worker(stage, "fp32", "save", tmp_path, "offload")
     assert saved["losses"] == pytest.approx(stage_0[0]["losses"], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def two_rates_at_stage_0(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return worker(0, "fp32", "save", tmp_path_factory.mktemp("two-rates"), "two-rates")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_groups_are_trained_and_saved_alike_at_each_stage(
+    stage: int, two_rates_at_stage_0: Any, tmp_path: Path
+) -> None:
+    """DeepSpeed keeps a flat tensor for each."""
+    saved = worker(stage, "fp32", "save", tmp_path, "two-rates")
+    assert saved["losses"] == pytest.approx(two_rates_at_stage_0["losses"], rel=1e-6)
+    onward = worker(stage, "fp32", "load", tmp_path, "two-rates", ranks=1)
+    back = worker(0, "fp32", "load", tmp_path, "two-rates")
+    assert onward["adam_step"] == back["adam_step"] == 6
+    assert onward["losses"] == pytest.approx(back["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_muon_resumes_to_the_bit_and_discarded_updates_leave_no_trace(ranks: int, tmp_path: Path) -> None:
+    """The run in two parts sees bad batches, at its start and where it resumes; the one in a piece sees none."""
+    whole = worker(0, "fp32", "save", tmp_path / "whole", "muon", "twice", "clean", ranks=ranks)
+    worker(0, "fp32", "save", tmp_path / "parts", "muon", ranks=ranks)
+    resumed = worker(0, "fp32", "load", tmp_path / "parts", "muon", ranks=ranks)
+    assert resumed["digest"] == whole["digest"]
+    assert resumed["losses"] == whole["losses"][3:]
+    elsewhere = worker(0, "fp32", "load", tmp_path / "parts", "muon", ranks=3 - ranks)
+    assert elsewhere["losses"] == pytest.approx(resumed["losses"], rel=1e-4)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(stage_0: Any, tmp_path: Path) -> None:
+    _, folder = stage_0
+    words = [0, "fp32", "load", folder, "muon"]
+    result = run(words, module="tests.distributed.worker", check=False)  # type: ignore[arg-type]
+    assert result.returncode != 0
+    assert "is another optimizer's (exp_avg, exp_avg_sq, momentum_buffer differ); give the train.opt" in result.stderr

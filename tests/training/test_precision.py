@@ -12,8 +12,9 @@ from dit_scale.diffusion import build_objective, total
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
+from dit_scale.parameters import DTYPES
 from dit_scale.training.loss import LossFunction
-from dit_scale.zero.engine import DTYPES, wrap_blocks
+from dit_scale.zero.engine import wrap_blocks
 from tests.networks import fill, kept_bytes
 
 LATENTS = LatentSpec(channels=4, size=16, scale=(0.5,))

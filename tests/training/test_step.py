@@ -1,14 +1,12 @@
-"""The step's arithmetic: rates, draws that belong to the image, and nothing taken from a global generator."""
+"""The step's arithmetic: draws that belong to the image, and nothing taken from a global generator."""
 
 import pytest
 import torch
 
-from dit_scale.config import TrainSection
 from dit_scale.diffusion import build_objective, total
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.training.loss import LossFunction
-from dit_scale.training.step import learning_rate_at
 
 LATENTS = LatentSpec(channels=2, size=4, scale=(0.5,))
 
@@ -23,14 +21,6 @@ def model() -> DiT:
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return made
-
-
-def test_warm_up_then_constant_or_cosine() -> None:
-    train = TrainSection(steps=110, learning_rate=1.0, warmup_steps=10, rate_schedule="cosine", final_learning_rate=0.1)
-    assert [learning_rate_at(step, train) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert learning_rate_at(60, train) == pytest.approx(0.55)
-    assert learning_rate_at(110, train) == pytest.approx(0.1)
-    assert learning_rate_at(10**6, TrainSection(learning_rate=1e-4)) == 1e-4
 
 
 @pytest.mark.parametrize("name", ["gaussian", "flow"])
