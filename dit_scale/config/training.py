@@ -267,6 +267,7 @@ FIXED_FOR_A_RUN = (
     "model.depth",
     "model.num_heads",
     "model.mlp_ratio",
+    "model.condition",
     "model.label_dropout",
     "model.learn_sigma",
     "diffusion",

@@ -6,9 +6,10 @@ N samples of C x S x S latents, patches of P x P, T = (S/P)² tokens of width D.
 import torch
 from torch import Tensor, nn
 
+from dit_scale.conditioning import Condition, Labels
 from dit_scale.errors import InputError
 from dit_scale.models.attention import attention, check_backend, choose_backend
-from dit_scale.models.embeddings import LabelEmbedding, PatchEmbedding, TimestepEmbedding, sincos_positions
+from dit_scale.models.embeddings import PatchEmbedding, TimestepEmbedding, sincos_positions
 from dit_scale.models.fused import add_and_norm, linear_gelu
 from dit_scale.models.linear import Linear, use_fp8
 
@@ -84,8 +85,9 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """A Diffusion Transformer under the published parameter names.
 
-    ``label_dropout`` only adds the row ``null_label`` to the label table: the caller substitutes that label,
-    and ``forward`` draws nothing. With ``learn_sigma`` the output has twice the channels of the latent.
+    ``condition`` is the class label by default. ``label_dropout`` only gives it a null (for labels the row
+    ``null_label`` of their table): the caller substitutes it, and ``forward`` draws nothing. With ``learn_sigma`` the
+    output has twice the channels of the latent.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class DiT(nn.Module):
         label_dropout: float = 0.1,
         learn_sigma: bool = True,
         attention: str = "auto",
+        condition: Condition | None = None,
     ) -> None:
         super().__init__()
         _check_sizes(latent_size, patch_size, hidden_size, num_heads, label_dropout)
@@ -111,12 +114,13 @@ class DiT(nn.Module):
         self.latent_size, self.patch_size, self.in_channels = latent_size, patch_size, in_channels
         self.hidden_size, self.depth, self.num_heads, self.mlp_ratio = hidden_size, depth, num_heads, mlp_ratio
         self.num_classes, self.label_dropout, self.learn_sigma = num_classes, label_dropout, learn_sigma
+        self.condition = condition or Labels(num_classes, has_null=label_dropout > 0)
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         self.grid_side = latent_size // patch_size
 
         self.x_embedder = PatchEmbedding(patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedding(hidden_size)
-        self.y_embedder = LabelEmbedding(num_classes + (self.null_label is not None), hidden_size)
+        self.y_embedder = self.condition.embedding(hidden_size)
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid_side**2, hidden_size), requires_grad=False)
         self.blocks = nn.ModuleList(Block(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
@@ -124,8 +128,9 @@ class DiT(nn.Module):
 
     @property
     def null_label(self) -> int | None:
-        """The label that stands for none, or None where the model was built without label dropout."""
-        return self.num_classes if self.label_dropout > 0 else None
+        """The label that stands for none, or None where the model knows no such label."""
+        is_dropped = isinstance(self.condition, Labels) and self.condition.has_null
+        return self.num_classes if is_dropped else None
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -134,8 +139,9 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.flatten(1))  # a view: a patch is one vector
                 module.get_parameter("bias").zero_()
-        for name in ("t_embedder.mlp.0", "t_embedder.mlp.2", "y_embedder.embedding_table"):
+        for name in ("t_embedder.mlp.0", "t_embedder.mlp.2"):
             self.get_parameter(f"{name}.weight").normal_(std=0.02)
+        self.condition.initialize(self.y_embedder)
         for module in (*self.blocks, self.final_layer):
             module.get_parameter("adaLN_modulation.1.weight").zero_()
         self.final_layer.linear.weight.zero_()
@@ -158,14 +164,14 @@ class DiT(nn.Module):
         for block in self.blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
 
-    def forward(self, latent: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
         """Return the network's output for a noised latent, in the dtype of the weights.
 
-        ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real, ``label`` [N] integer; the output is
-        [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without.
+        ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real, ``condition`` [N, ...] (labels: [N]
+        integer); the output is [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without.
         """
         tokens = self.x_embedder(latent) + self.pos_embed  # [N, T, D]
-        conditioning = self.t_embedder(timestep) + self.y_embedder(label)  # [N, D]
+        conditioning = self.t_embedder(timestep) + self.y_embedder(condition)  # [N, D]
         # Here, outside of what is compiled:
         backend = choose_backend(self.attention, tokens.device, tokens.dtype, self.is_compiled)
         for block in self.blocks:

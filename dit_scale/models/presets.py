@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+from dit_scale.conditioning import build_condition
 from dit_scale.errors import InputError, nearest
 from dit_scale.models.dit import DiT
 
@@ -50,13 +51,14 @@ def build_model(
     hidden_size: int | None = None,
     depth: int | None = None,
     num_heads: int | None = None,
+    condition: str = "label",
 ) -> DiT:
     """Build the preset ``name``, with any of its four numbers overridden.
 
     ``"custom"`` (or None) names no preset, and then all four numbers are needed.
 
     Raises:
-        InputError: an unknown name, a custom model with a number missing, or sizes that do not divide.
+        InputError: an unknown name or condition, a custom model with a number missing, or sizes that do not divide.
     """
     overrides = {"depth": depth, "hidden_size": hidden_size, "num_heads": num_heads, "patch_size": patch_size}
     return DiT(
@@ -68,6 +70,7 @@ def build_model(
         label_dropout=label_dropout,
         learn_sigma=learn_sigma,
         attention=attention,
+        condition=build_condition(condition, num_classes, has_null=label_dropout > 0),
     )
 
 

@@ -62,7 +62,7 @@ class Sampler:
     def check(self, settings: SamplingSettings) -> None:
         """Raise InputError where settings do not fit the model, before anything is drawn."""
         model = self.model
-        settings.check(self.objective, self.latents.channels, model.out_channels, model.null_label)
+        settings.check(self.objective, self.latents.channels, model.out_channels, model.condition.has_null)
 
     def images(self, labels: Sequence[int], indices: Sequence[int], settings: SamplingSettings) -> np.ndarray:
         """Return images, uint8 [N, S, S, 3]."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dit_scale.autoencoder import Autoencoder, load_autoencoder
+from dit_scale.conditioning import build_condition
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
 from dit_scale.diffusion import Objective
@@ -36,11 +37,10 @@ class EMAImages:
 
     def check(self, settings: SamplingSettings, section: str) -> None:
         """Raise InputError now rather than at the first image where settings of a configuration section do not fit."""
-        model, classes = self._model, len(self.class_names)
-        channels = self.latents.channels
-        null_label = classes if model.label_dropout else None
+        model, channels = self._model, self.latents.channels
+        has_null = build_condition(model.condition, len(self.class_names), model.label_dropout > 0).has_null
         try:
-            settings.check(self.objective, channels, (1 + model.learn_sigma) * channels, null_label)
+            settings.check(self.objective, channels, (1 + model.learn_sigma) * channels, has_null)
         except InputError as error:
             raise InputError(f"{section}: {error}") from error
 

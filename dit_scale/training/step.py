@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dit_scale import draws
+from dit_scale.conditioning import Condition
 from dit_scale.config import TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import Objective
@@ -25,18 +26,18 @@ class LossFunction:
     latents: LatentSpec
     seed: int
     label_dropout: float
-    null_label: int | None
+    condition: Condition
 
-    def loss(self, denoiser: Callable[..., Tensor], moments: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
-        """Return the loss of each image, [N]: moments [N, 2C, H, W], labels [N], stream positions [N]."""
+    def loss(self, denoiser: Callable[..., Tensor], moments: Tensor, conditions: Tensor, positions: Tensor) -> Tensor:
+        """Return the loss of each image, [N]: moments [N, 2C, H, W], conditions [N, ...], stream positions [N]."""
         shape = self.latents.shape
         latent = sample_latent(moments, draws.normal(self.seed, Stream.POSTERIOR, positions, shape), self.latents)
         noise = draws.normal(self.seed, Stream.NOISE, positions, shape)
         time = self.objective.times_from_uniform(draws.uniform(self.seed, Stream.TIME, positions))
-        if self.null_label is not None:
-            dropped = draws.uniform(self.seed, Stream.LABEL_DROPOUT, positions) < self.label_dropout
-            labels = torch.where(dropped, self.null_label, labels)
-        return self.objective.loss(denoiser, latent, noise, time, labels).loss
+        if self.condition.has_null and self.label_dropout > 0:
+            is_dropped = draws.uniform(self.seed, Stream.LABEL_DROPOUT, positions) < self.label_dropout
+            conditions = self.condition.dropped(conditions, is_dropped)
+        return self.objective.loss(denoiser, latent, noise, time, conditions).loss
 
 
 def compute_gradient(engine: Any, loss_function: LossFunction, batch: Batch, plan: BatchPlan) -> Tensor:
@@ -46,18 +47,18 @@ def compute_gradient(engine: Any, loss_function: LossFunction, batch: Batch, pla
     """
     dtype = next(engine.module.parameters()).dtype
 
-    def denoiser(noised_latent: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
-        return engine(noised_latent.to(dtype), timestep, label)
+    def denoiser(noised_latent: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+        return engine(noised_latent.to(dtype), timestep, condition)
 
     is_whole = torch.ones(len(batch.positions))
     is_whole[list(batch.damaged)] = 0.0  # a record set aside has no part in the step
     all_losses = []
     for part in plan.micro_batches:
-        moments, labels, positions = (
+        moments, conditions, positions = (
             tensor[part].to(engine.device, non_blocking=True)
-            for tensor in (batch.moments, batch.labels, batch.positions)
+            for tensor in (batch.moments, batch.conditions, batch.positions)
         )
-        losses = loss_function.loss(denoiser, moments, labels, positions)  # [micro batch]
+        losses = loss_function.loss(denoiser, moments, conditions, positions)  # [micro batch]
         losses = losses * is_whole[part].to(engine.device) if batch.damaged else losses
         # DeepSpeed divides by the number of micro steps; the gradient is to be the mean over the rank's images.
         engine.backward(losses.sum() * (plan.gradient_accumulation_steps / plan.batch_size_per_rank))

@@ -93,7 +93,7 @@ class Trainer:
         self.run_dir = Path(config.run_dir)
         self.checkpoints = self.run_dir / "checkpoints"
         self.conveniences = Conveniences(self.run_dir, world)
-        self.dataset = open_dataset(config.data)
+        self.dataset = open_dataset(config.data, config.model.condition)
         self.data_description = describe(self.dataset)
         found = find_last_good(self.checkpoints, world)
         if found is not None:
@@ -108,7 +108,7 @@ class Trainer:
         settle_attention(model, largest, torch.device(device), dtype, self.run_dir, world, self.conveniences)
         self.flops_per_image = training_flops_per_image(model)
         latents = self.dataset.manifest.latents
-        self.loss_function = LossFunction(objective, latents, config.seed, config.model.label_dropout, model.null_label)
+        self.loss_function = LossFunction(objective, latents, config.seed, config.model.label_dropout, model.condition)
         self.engine = build_engine(model, config.engine, config.train, self.plan, world, device)
         self.gate = UpdateGuard(self.engine, config.train.max_grad_norm)
         self.rank_times = RankTimes(world, ForwardTime(self.engine.module), config.log.every_steps)

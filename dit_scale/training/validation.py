@@ -21,9 +21,7 @@ class Validation:
     def __init__(self, dataset: LatentDataset, loss_function: LossFunction, config: Config, world: World):
         self._dataset, self._world = dataset, world
         self._records = dataset.held_out()[: config.validation.num_images]
-        self._loss_function = replace(
-            loss_function, seed=loss_function.seed + _SEED, null_label=None
-        )  # no label is dropped
+        self._loss_function = replace(loss_function, seed=loss_function.seed + _SEED, label_dropout=0.0)
         self._micro_batch = config.train.micro_batch_size_per_gpu
 
     @property
@@ -39,12 +37,12 @@ class Validation:
         engine.eval()
         for places in self._batches():
             is_record = places < len(self._records)
-            moments, labels = self._dataset.read(self._records[places * is_record], np.zeros(len(places), bool))
-            moments, labels, positions, counted = (
+            moments, conditions = self._dataset.read(self._records[places * is_record], np.zeros(len(places), bool))
+            moments, conditions, positions, counted = (
                 tensor.to(engine.device)
-                for tensor in (moments, labels, torch.from_numpy(places), torch.from_numpy(is_record))
+                for tensor in (moments, conditions, torch.from_numpy(places), torch.from_numpy(is_record))
             )
-            losses = self._loss_function.loss(lambda x, t, y: engine(x.to(dtype), t, y), moments, labels, positions)
+            losses = self._loss_function.loss(lambda x, t, y: engine(x.to(dtype), t, y), moments, conditions, positions)
             total += (losses.double() * counted).sum()
         engine.train()
         dist.all_reduce(total)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dit_scale.conditioning import Labels
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
@@ -74,7 +75,7 @@ def expected_weights(loss_function: LossFunction, world: World, device: str) -> 
     for step in range(STEPS):
         batch = batch_at(step, BATCH, world)
         optimizer.zero_grad()
-        inputs = (tensor.to(device) for tensor in (batch.moments, batch.labels, batch.positions))
+        inputs = (tensor.to(device) for tensor in (batch.moments, batch.conditions, batch.positions))
         loss_function.loss(model, *inputs).mean().backward()
         norm = nn.utils.clip_grad_norm_(trained, LONGEST)
         norms.append(float(norm))
@@ -116,7 +117,7 @@ def main(device: str, stages: list[int]) -> None:
     warnings.simplefilter("ignore")
     world = World.from_environment()
     set_threads(world, 1)
-    loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
+    loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, Labels(5))
     expected = expected_weights(loss_function, world, device)
     with process_group(world, device):
         found = {stage: measure(stage, expected, loss_function, world, device) for stage in stages}  # type: ignore[arg-type]
