@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dit_scale.classes import ClassNames
+from dit_scale.errors import InputError
+
 
 @dataclass(frozen=True)
 class RecordArray:
@@ -19,6 +22,7 @@ class RecordArray:
     dtype: str
     """As NumPy and PyTorch call it: float16, int64, …; stored little-endian."""
     shape: tuple[int, ...]
+    """With one dimension or more."""
 
     @property
     def num_bytes(self) -> int:
@@ -50,6 +54,18 @@ class Condition(ABC):
     @abstractmethod
     def embedding(self, hidden_size: int) -> nn.Module:
         """Return the network's ``y_embedder``, which maps values [N, ...] to [N, hidden_size]."""
+
+    def choices(self, class_names: ClassNames) -> ClassNames:
+        """Return the names of what samplers may be asked for, in the order of the values 0, 1, …
+
+        Raises InputError where numbers are no values.
+        """
+        if self.stored is not None:
+            raise InputError(
+                f"the model's condition is array '{self.stored.name}' of records, which no class stands for; draw with "
+                f"dit_scale.sampling.sample_latents, and train with preview.every_steps=0 and evaluation.every_steps=0"
+            )
+        return class_names
 
     def initialize(self, embedding: nn.Module) -> None:  # noqa: B027 (most have nothing to do)
         """Set an embedding's initial weights; its linear layers have those of the network's others already."""

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from dit_scale.classes import ClassNames
 from dit_scale.conditioning.interface import Condition
 
 
@@ -27,6 +28,10 @@ class Unconditional(Condition):
     def null(self) -> int:
         """Any label."""
         return 0
+
+    def choices(self, class_names: ClassNames) -> ClassNames:
+        """Return one name for all."""
+        return ClassNames(("all classes",))
 
     def embedding(self, hidden_size: int) -> NoEmbedding:
         """Return a module without parameters."""

@@ -41,10 +41,11 @@ class Sampler:
         data = checkpoint.description.data
         config = config_from(Config, checkpoint.description.config)
         self.checkpoint, self.device, self.weights, self.precision = checkpoint, device, weights, precision
-        self.class_names = ClassNames(data["class_names"])
+        class_names = ClassNames(data["class_names"])
         self.latents = LatentSpec.from_json(data["latent"])
         self.objective = objective_of(config.diffusion, config.model.learn_sigma)
-        self.model = model_of(config.model, self.latents, len(self.class_names))
+        self.model = model_of(config.model, self.latents, len(class_names))
+        self.class_names = self.model.condition.choices(class_names)
         load_trained(self.model, weights_of(checkpoint, weights), str(checkpoint.folder))
         self.model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
         if compile_blocks:

@@ -29,7 +29,9 @@ class EMAImages:
 
     def __init__(self, config: Config, objective: Objective, dataset: LatentDataset, device: str):
         self.objective, self.latents, self.device = objective, dataset.manifest.latents, device
-        self.class_names = dataset.class_names
+        model, self._num_classes = config.model, len(dataset.class_names)
+        self._condition = build_condition(model.condition, self._num_classes, model.label_dropout > 0)
+        self.class_names = self._condition.choices(dataset.class_names)
         self.autoencoder: Autoencoder = load_autoencoder(
             dataset.manifest.autoencoder, folder=autoencoder_folder(dataset), device=device
         )
@@ -38,9 +40,8 @@ class EMAImages:
     def check(self, settings: SamplingSettings, section: str) -> None:
         """Raise InputError now rather than at the first image where settings of a configuration section do not fit."""
         model, channels = self._model, self.latents.channels
-        has_null = build_condition(model.condition, len(self.class_names), model.label_dropout > 0).has_null
         try:
-            settings.check(self.objective, channels, (1 + model.learn_sigma) * channels, has_null)
+            settings.check(self.objective, channels, (1 + model.learn_sigma) * channels, self._condition.has_null)
         except InputError as error:
             raise InputError(f"{section}: {error}") from error
 
@@ -58,7 +59,7 @@ class EMAImages:
         return conveniences.together(what, lambda: work(self._model_of(weights)), step)
 
     def _model_of(self, weights: dict[str, Tensor]) -> DiT:
-        model = model_of(self._model, self.latents, len(self.class_names)).to(self.device).eval()
+        model = model_of(self._model, self.latents, self._num_classes).to(self.device).eval()
         load_trained(model, weights, "ema of this run")
         return model
 
