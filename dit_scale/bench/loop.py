@@ -40,7 +40,7 @@ class Loop:
     ):
         train = TrainSection(global_batch_size=batch_size, micro_batch_size_per_gpu=micro_batch_size)
         self.plan = plan_batches(train, world.world_size)
-        self.loss_function = LossFunction(build_objective("gaussian"), latents, 0, 0.1, model.null_label)
+        self.loss_function = LossFunction(build_objective("gaussian"), latents, 0, 0.1, model.condition)
         self.num_parameters = num_trained(model)
         if device.startswith("cuda") and engine.kernels == "auto":  # as a run settles it
             shape, dtype = AttentionShape.of(model, micro_batch_size), DTYPES[engine.precision]
@@ -81,7 +81,9 @@ class Loop:
 def _pinned(batch: Batch) -> Batch:
     """Return a batch in the memory in which the loader puts it for a GPU."""
     return batch._replace(
-        positions=batch.positions.pin_memory(), moments=batch.moments.pin_memory(), labels=batch.labels.pin_memory()
+        positions=batch.positions.pin_memory(),
+        moments=batch.moments.pin_memory(),
+        conditions=batch.conditions.pin_memory(),
     )
 
 
@@ -106,10 +108,11 @@ class PlainLoop:
         batch = self._batch
 
         def forward_and_backward() -> None:
-            moments, labels, positions = (
-                tensor.to(self._device, non_blocking=True) for tensor in (batch.moments, batch.labels, batch.positions)
+            moments, conditions, positions = (
+                tensor.to(self._device, non_blocking=True)
+                for tensor in (batch.moments, batch.conditions, batch.positions)
             )
-            total(self._loss_function(self._model, moments, labels, positions)).mean().backward()
+            total(self._loss_function(self._model, moments, conditions, positions)).mean().backward()
 
         def update() -> None:
             norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])

@@ -50,7 +50,7 @@ class OwnReader:
         with Loader(self._dataset, seed=0, global_batch_size=BATCH_SIZE, start=start, reading=reading) as loader:
             for first in range(0, count, BATCH_SIZE):
                 batch = next(loader)
-                yield batch.moments[: count - first], batch.labels[: count - first]
+                yield batch.moments[: count - first], batch.conditions[: count - first]
 
     def close(self) -> None:
         self._dataset.close()

@@ -28,8 +28,10 @@ class ModelConfig:
     """Attention heads; null takes the preset's."""
     mlp_ratio: float = number(4.0, above=0)
     """Width of the MLP over the width of a token."""
+    condition: str = "label"
+    """What the network is told of an image: its class `label`, or `none`."""
     label_dropout: float = number(0.1, at_least=0, below=1)
-    """Probability with which a label is replaced by the null label in training."""
+    """Probability with which a label, or another condition, is replaced by the null label in training."""
     learn_sigma: bool = True
     """Predict the variance, too: twice the output channels."""
     attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "matmul"] = "auto"

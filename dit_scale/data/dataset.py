@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dit_scale.classes import ClassNames
+from dit_scale.conditioning import RecordArray
 from dit_scale.data.folder import ShardFolder
 from dit_scale.data.manifest import Manifest
 from dit_scale.data.mixture import Mixture, mix
@@ -45,9 +46,15 @@ class LatentDataset:
     """Records of shard folders, each checked as it is read."""
 
     def __init__(
-        self, folders: Sequence[ShardFolder], mixture: Mixture, weights: Sequence[float], held_out_fraction: float
+        self,
+        folders: Sequence[ShardFolder],
+        mixture: Mixture,
+        weights: Sequence[float],
+        held_out_fraction: float,
+        stored: RecordArray | None = None,
     ):
         self.folders, self.mixture, self._weights = tuple(folders), mixture, tuple(weights)
+        self._stored = stored
         self._labels = np.concatenate(
             [np.array(table)[folder.labels] for table, folder in zip(mixture.labels, folders, strict=True)]
         )
@@ -67,16 +74,21 @@ class LatentDataset:
         cache: Path | None = None,
         cache_bytes: int | None = None,
         patience_seconds: float = 600.0,
+        stored: RecordArray | None = None,
     ) -> "LatentDataset":
         """Open a shard folder, or several with weights; raises InputError where one is not what its manifest says.
 
         ``class_names`` renames classes: ``{folder: {its name or label: name here}}``. A fraction of the records, chosen
-        by the hash of their keys, is held out of training.
+        by the hash of their keys, is held out of training. ``stored`` is the array of a record that is its condition,
+        instead of the label.
         """
         weights = dict(path) if isinstance(path, Mapping) else {str(path): 1.0}
         folders = [ShardFolder.open(place, cache, cache_bytes, patience_seconds) for place in weights]
         mixture = mix({place: folder.manifest for place, folder in zip(weights, folders, strict=True)}, class_names)
-        return cls(folders, mixture, list(weights.values()), held_out_fraction)
+        if stored is not None:
+            for folder in folders:
+                folder.check_holds(stored)
+        return cls(folders, mixture, list(weights.values()), held_out_fraction, stored)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -97,10 +109,12 @@ class LatentDataset:
         return all(isinstance(folder.storage, LocalStorage) for folder in self.folders)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 of the records, their labels and their shares; how they are stored takes no part."""
+        """Return a SHA-256 of the records, their conditions and their shares; how they are stored takes no part."""
         digest = hashlib.sha256(json.dumps([self.class_names, self._shares()]).encode())
         for folder in self.folders:
             digest.update(folder.content_digest())
+            if self._stored is not None:
+                digest.update(folder.array_digest(self._stored.name))
         digest.update(self._labels.tobytes())
         return digest.hexdigest()
 
@@ -139,19 +153,19 @@ class LatentDataset:
     def read(
         self, indices: Integers, mirrored: npt.NDArray[np.bool_], *, verify: bool = True, pin_memory: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return moments [n, 2C, h, w] and labels [n] of records, or of their mirror images (horizontal flips).
+        """Return moments [n, 2C, h, w] and conditions (labels [n]) of records, or of their mirror images.
 
-        Raises InputError at the first that is damaged.
+        A mirror image is a horizontal flip. Raises InputError at the first that is damaged.
         """
-        moments, labels, damaged = self.read_all(indices, mirrored, verify=verify, pin_memory=pin_memory)
+        moments, conditions, damaged = self.read_all(indices, mirrored, verify=verify, pin_memory=pin_memory)
         if damaged:
             raise InputError(f"{damaged[min(damaged)]}; {WAY_OUT}")
-        return moments, labels
+        return moments, conditions
 
     def read_all(
         self, indices: Integers, mirrored: npt.NDArray[np.bool_], *, verify: bool = True, pin_memory: bool = False
     ) -> tuple[Tensor, Tensor, dict[int, str]]:
-        """Return moments and labels as ``read`` does, and how those that are damaged are; their moments are zero."""
+        """Return what ``read`` does, and how those records that are damaged are; their moments are zero."""
         shape = self.manifest.latents.moments_shape
         moments = torch.empty((len(indices), *shape), dtype=self._dtype, pin_memory=pin_memory)
         damaged: dict[int, str] = {}
@@ -166,9 +180,11 @@ class LatentDataset:
                 found = folder.read(own, mirrors, rows, verify)
                 moments[torch.from_numpy(places)] = folder.moments(rows).to(self._dtype)
             damaged |= {int(places[row]): how for row, how in found.items()}
+        conditions, more = self._conditions(indices, verify, pin_memory)
+        damaged |= more
         for place in damaged:
             moments[place] = 0
-        return moments, torch.from_numpy(self._labels[indices]), damaged
+        return moments, conditions, damaged
 
     def request(self, indices: Integers) -> None:
         """Say which records will be read soon, so that shards elsewhere are fetched meanwhile."""
@@ -179,6 +195,24 @@ class LatentDataset:
         """Close the shards."""
         for folder in self.folders:
             folder.close()
+
+    def _conditions(self, indices: Integers, verify: bool, pin_memory: bool) -> tuple[Tensor, dict[int, str]]:
+        """Return the condition of each record, and how those that are damaged are; these are zero."""
+        if self._stored is None:
+            return torch.from_numpy(self._labels[indices]), {}
+        dtype: torch.dtype = getattr(torch, self._stored.dtype)
+        conditions = torch.empty((len(indices), *self._stored.shape), dtype=dtype, pin_memory=pin_memory)
+        all_rows = conditions.numpy().reshape(len(indices), -1).view(np.uint8)
+        damaged: dict[int, str] = {}
+        for number, places in self._by_folder(indices):
+            rows = np.empty((len(places), self._stored.num_bytes), np.uint8)
+            own = indices[places] - self._firsts[number]
+            found = self.folders[number].read_array(self._stored.name, own, rows, verify)
+            all_rows[places] = rows
+            damaged |= {int(places[row]): how for row, how in found.items()}
+        for place in damaged:
+            conditions[place] = 0
+        return conditions, damaged
 
     def _shares(self) -> tuple[int, ...]:
         return shares_of(self._weights) if len(self.folders) > 1 else (1,)

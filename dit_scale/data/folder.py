@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 from xxhash import xxh3_64_intdigest
 
+from dit_scale.conditioning import RecordArray
 from dit_scale.data.manifest import Manifest, manifest_in
 from dit_scale.data.opening import open_storage
 from dit_scale.data.record import key_of
-from dit_scale.data.shards import WAY_OUT, Rows, read_sidecar
+from dit_scale.data.shards import WAY_OUT, Rows, digest_column, offset_column, read_sidecar
 from dit_scale.data.storage import UNKNOWN_BYTES, File, Storage
 from dit_scale.draws import mix64
 from dit_scale.errors import InputError
@@ -31,8 +32,14 @@ class ShardFolder:
         self.labels: Integers = _column(rows, "label")
         self._digests = _column(rows, "digest")  # [N, M]
         self._ends = np.cumsum([len(row) for row in rows])
+        self._firsts = np.concatenate(([0], self._ends))
         self._files = [File(shard.file, shard.bytes) for shard in manifest.shards]
+        names = [array.name for array in manifest.arrays]
+        self._array_digests = {name: _column(rows, digest_column(name)) for name in names}
         self._offsets = _column(rows, "offset") if manifest.container != "tar" else None
+        self._array_offsets = {
+            name: _column(rows, offset_column(name)) for name in names if manifest.container != "tar"
+        }
         # Keys are numbers of source images, or text where others chose them.
         self._keys = _column(rows, "key" if manifest.container == "foreign" else "source_index")
         self._mirror_bytes = manifest.stored.num_bytes(manifest.latents)
@@ -85,6 +92,20 @@ class ShardFolder:
         """Return the SHA-256 of keys and digests of all records, which does not depend on how they are stored."""
         return hashlib.sha256(self._keys.tobytes() + self._digests.tobytes()).digest()
 
+    def array_digest(self, name: str) -> bytes:
+        """Return the SHA-256 of the digests of an array of all records."""
+        return hashlib.sha256(self._array_digests[name].tobytes()).digest()
+
+    def check_holds(self, array: RecordArray) -> None:
+        """Raise InputError where records do not hold an array of this name, type and shape."""
+        if array in self.manifest.arrays:
+            return
+        held = ", ".join(f"'{it.name}' ({it.dtype} {list(it.shape)})" for it in self.manifest.arrays) or "labels alone"
+        raise InputError(
+            f"records of '{self.storage.location}' hold {held}, and the condition reads '{array.name}' ({array.dtype} "
+            f"{list(array.shape)}); give shards that hold it, or another model.condition"
+        )
+
     def read(
         self, indices: Integers, mirrors: Integers, buffers: npt.NDArray[np.uint8], verify: bool
     ) -> dict[int, str]:
@@ -92,10 +113,34 @@ class ShardFolder:
 
         Only the mirror that is asked for is read.
         """
+        shards = self._shards_of(indices)
+        if self._offsets is not None:
+            offsets = self._offsets[indices] + mirrors * self._mirror_bytes
+        else:
+            offsets = self.manifest.layout.offsets(indices - self._firsts[shards], mirrors)
+        return self._read(indices, shards, offsets, self._digests[indices, mirrors], buffers, verify)
+
+    def read_array(self, name: str, indices: Integers, buffers: npt.NDArray[np.uint8], verify: bool) -> dict[int, str]:
+        """Read an array of each record into the rows of ``buffers`` [n, bytes]; return how rows are damaged."""
+        shards = self._shards_of(indices)
+        if name in self._array_offsets:
+            offsets = self._array_offsets[name][indices]
+        else:
+            offsets = self.manifest.layout.array_offsets(name, indices - self._firsts[shards])
+        return self._read(indices, shards, offsets, self._array_digests[name][indices], buffers, verify)
+
+    def _read(
+        self,
+        indices: Integers,
+        shards: Integers,
+        offsets: Integers,
+        digests: npt.NDArray[np.uint64],
+        buffers: npt.NDArray[np.uint8],
+        verify: bool,
+    ) -> dict[int, str]:
         damaged: dict[int, str] = {}
-        shards, offsets = self._places(indices, mirrors)
-        digests = self._digests[indices, mirrors].tolist()
-        for i, (buffer, shard, offset, digest) in enumerate(zip(buffers, shards, offsets, digests, strict=True)):
+        rows = zip(buffers, shards.tolist(), offsets.tolist(), digests.tolist(), strict=True)
+        for i, (buffer, shard, offset, digest) in enumerate(rows):
             if (how := self._read_one(self._files[shard], buffer, offset, digest if verify else None)) is None:
                 continue
             if self.storage.forget(self._files[shard]):  # the copy here may be at fault
@@ -106,7 +151,7 @@ class ShardFolder:
 
     def request(self, indices: Integers) -> None:
         """Say which records will be read soon, so that shards elsewhere are fetched meanwhile."""
-        shards = np.unique(np.searchsorted(self._ends, indices, side="right"))
+        shards = np.unique(self._shards_of(indices))
         self.storage.request([self._files[shard] for shard in shards.tolist()])
 
     def moments(self, buffers: npt.NDArray[np.uint8]) -> torch.Tensor:
@@ -130,13 +175,8 @@ class ShardFolder:
         """Bytes of one mirror of a record, as stored."""
         return self._mirror_bytes
 
-    def _places(self, indices: Integers, mirrors: Integers) -> tuple[list[int], list[int]]:
-        """Return each record's shard and where in it the mirror begins."""
-        shards = np.searchsorted(self._ends, indices, side="right")
-        if self._offsets is not None:
-            return shards.tolist(), (self._offsets[indices] + mirrors * self._mirror_bytes).tolist()
-        first_records = np.concatenate(([0], self._ends))[shards]
-        return shards.tolist(), self.manifest.layout.offsets(indices - first_records, mirrors).tolist()
+    def _shards_of(self, indices: Integers) -> Integers:
+        return np.searchsorted(self._ends, indices, side="right")
 
     def _read_one(self, file: File, buffer: npt.NDArray[np.uint8], offset: int, digest: int | None) -> str | None:
         """Read one mirror; return how it is damaged, or None."""

@@ -30,8 +30,8 @@ class Batch(NamedTuple):
     """Places in the stream, int64 [n]: what the draws of these images depend on."""
     moments: Tensor
     """fp16 as stored, [n, 2C, h, w]."""
-    labels: Tensor
-    """int64 [n]."""
+    conditions: Tensor
+    """Labels, int64 [n], or whatever else the model's condition is stored as, [n, ...]."""
     keys: list[str]
     damaged: dict[int, str]
     """Records set aside: their place in the batch, and how they are damaged. Their moments are zero."""
@@ -85,12 +85,12 @@ class _Part:
             mirrored = (draws.uniform(self.seed, Stream.MIRROR, positions) < 0.5).numpy()
         # A new tensor each time: pinned memory that a copy to the GPU still reads must not be written over, and
         # torch's allocator knows when that copy is done.
-        moments, labels, damaged = self.dataset.read_all(
+        moments, conditions, damaged = self.dataset.read_all(
             records, mirrored, verify=self.settings.verify, pin_memory=self.pin_memory
         )
         if damaged and self.settings.on_damage == "stop":
             raise InputError(f"{damaged[min(damaged)]}; {WAY_OUT}, or give data.on_damage=set_aside")
-        return Batch(positions, moments, labels, self.dataset.keys(records), damaged)
+        return Batch(positions, moments, conditions, self.dataset.keys(records), damaged)
 
     def _request(self, step: int) -> None:
         """Have what is read some batches later fetched meanwhile."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from dit_scale.classes import ClassNames
+from dit_scale.conditioning import RecordArray
 from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
 from dit_scale.data.statistics import LatentStatistics
 from dit_scale.data.storage import LocalStorage, Storage
@@ -87,11 +88,13 @@ class Manifest:
     rejected: int
     """Source images that have no record, listed in rejected.jsonl."""
     shards: tuple[ShardEntry, ...]
+    arrays: tuple[RecordArray, ...] = ()
+    """What each record holds beside its moments and its label."""
 
     @property
     def layout(self) -> RecordLayout:
         """Where the bytes of a record of our own lie."""
-        return RecordLayout(self.mirrors, self.latents.moments_shape)
+        return RecordLayout(self.mirrors, self.latents.moments_shape, self.arrays)
 
     @property
     def num_records(self) -> int:
@@ -116,7 +119,10 @@ class Manifest:
         write_json(folder / FILE_NAME, {"fingerprint": self.fingerprint} | self._content())
 
     def _content(self) -> dict[str, Any]:
-        return {"format_version": FORMAT_VERSION} | asdict(self)
+        content = {"format_version": FORMAT_VERSION} | asdict(self)
+        if self.arrays == ():  # as before there were any
+            del content["arrays"]
+        return content
 
 
 def read_manifest(folder: Path) -> Manifest:

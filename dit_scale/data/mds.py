@@ -6,20 +6,31 @@ mosaicml-streaming reads the same folder by its index.json.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
+from dit_scale.conditioning import RecordArray
 from dit_scale.data.manifest import FILE_NAME, Manifest, ShardEntry, manifest_in, read_manifest
 from dit_scale.data.opening import open_storage
 from dit_scale.data.record import MOMENTS_DTYPE, key_of
-from dit_scale.data.shards import WAY_OUT, Record, Rows, read_sidecar, shard_name, write_shard, write_sidecar
+from dit_scale.data.shards import (
+    WAY_OUT,
+    Record,
+    Rows,
+    digest_column,
+    offset_column,
+    read_sidecar,
+    shard_name,
+    write_shard,
+    write_sidecar,
+)
 from dit_scale.data.storage import File, LocalStorage, Storage
 from dit_scale.errors import InputError
 from dit_scale.files import (
@@ -99,8 +110,7 @@ def _folder_in_the_making(target: Path) -> Iterator[Path | None]:
 def _write_mds(storage: Storage, manifest: Manifest, work: Path) -> tuple[ShardEntry, ...]:
     from streaming import MDSWriter  # takes seconds: only where it is needed
 
-    shape = ",".join(str(size) for size in (manifest.mirrors, *manifest.latents.moments_shape))
-    columns = {"key": "str", "label": "int", "moments": f"ndarray:{MOMENTS_DTYPE.name}:{shape}", "name": "str"}
+    columns = _columns(manifest)
     entries = []
     with MDSWriter(columns=columns, out=str(work), hashes=[_HASH], size_limit=None) as writer:
         for entry in passed_on("converted", manifest.shards, len(manifest.shards)):
@@ -113,37 +123,78 @@ def _write_mds(storage: Storage, manifest: Manifest, work: Path) -> tuple[ShardE
             writer.flush_shard()
             writer._reset_cache()
             path = work / writer.shards[-1]["raw_data"]["basename"]
-            entries.append(_entry_of_mds(path, rows, manifest.layout.mirror_bytes))
+            entries.append(_entry_of_mds(path, rows, manifest))
     return tuple(entries)
+
+
+class _Held(NamedTuple):
+    """An array of each record, and what sidecars call its digests and its offsets."""
+
+    array: RecordArray
+    digest: str
+    offset: str
+
+
+def _held(manifest: Manifest) -> list[_Held]:
+    """Return what records hold: moments, then what conditions need."""
+    moments = RecordArray("moments", MOMENTS_DTYPE.name, (manifest.mirrors, *manifest.latents.moments_shape))
+    arrays = (_Held(array, digest_column(array.name), offset_column(array.name)) for array in manifest.arrays)
+    return [_Held(moments, "digest", "offset"), *arrays]
+
+
+def _columns(manifest: Manifest) -> dict[str, str]:
+    """Return what MDS calls the columns and their types."""
+    columns = {"key": "str", "label": "int", "name": "str"}
+    for array, _, _ in _held(manifest):
+        columns[array.name] = f"ndarray:{array.dtype}:{','.join(str(size) for size in array.shape)}"
+    return columns
 
 
 def _sample(record: Record) -> dict[str, object]:
     """Return a record as MDSWriter takes it; a name that is no text in UTF-8 is whole in the sidecar alone."""
     name = os.fsencode(record.source_name).decode("utf-8", "replace")
-    return {"key": key_of(record.source_index), "label": record.label, "moments": record.moments, "name": name}
+    own = {"key": key_of(record.source_index), "label": record.label, "moments": record.moments, "name": name}
+    return own | dict(record.arrays)
 
 
-def _entry_of_mds(path: Path, rows: Rows, mirror_bytes: int) -> ShardEntry:
+def _entry_of_mds(path: Path, rows: Rows, manifest: Manifest) -> ShardEntry:
     """Write the sidecar of an MDS file; return what the manifest says of the two."""
     content = np.memmap(path, np.uint8, "r")
     samples = content[4 : 4 * (1 + len(rows))].view("<u4").astype(np.int64)  # after their count
-    # A sample: the lengths of key and name, 4 bytes each; the key; the label, 8 bytes; the moments; the name.
-    key_lengths = [int(content[begin : begin + 4].view("<u4")[0]) for begin in samples]
-    offsets = samples + 8 + np.array(key_lengths, np.int64) + 8
-    for offset, digests in zip(offsets.tolist(), rows["digest"], strict=True):
-        mirrors = content[offset : offset + len(digests) * mirror_bytes]
-        if not _has_digests(mirrors, digests):
-            raise RuntimeError(f"'{path}' is not laid out as MDS files were when this was written")
-    sidecar_sha256 = write_sidecar(path.with_suffix(".npy"), _with_offsets(rows, offsets))
+    held = _held(manifest)
+    begins = _begins_of_columns(content, samples, {array.name: array.num_bytes for array, _, _ in held} | {"label": 8})
+    for array, digest, _ in held:
+        for begin, digests in zip(begins[array.name].tolist(), rows[digest], strict=True):
+            if not _has_digests(content[begin : begin + array.num_bytes], digests):
+                raise RuntimeError(f"'{path}' is not laid out as MDS files were when this was written")
+    columns = {offset: begins[array.name] for array, _, offset in held}
+    sidecar_sha256 = write_sidecar(path.with_suffix(".npy"), _with_offsets(rows, columns))
     return ShardEntry(path.name, len(rows), path.stat().st_size, sha256_file(path), sidecar_sha256)
 
 
-def _with_offsets(rows: Rows, offsets: npt.NDArray[np.int64]) -> Rows:
-    """Return a sidecar with one more column."""
-    result = np.empty(len(rows), np.dtype([*rows.dtype.descr, ("offset", "<i8")]))
+def _begins_of_columns(
+    content: npt.NDArray[np.uint8], samples: npt.NDArray[np.int64], num_bytes: Mapping[str, int]
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Return where each column of each sample begins; ``num_bytes`` is of the columns but key and name.
+
+    A sample: the lengths of key and name, 4 bytes each; then the columns in the order of their names.
+    """
+    lengths = [content[begin : begin + 8].view("<u4") for begin in samples]
+    key_bytes, name_bytes = np.array(lengths, np.int64).reshape(-1, 2).T
+    sizes: dict[str, Any] = {"key": key_bytes, "name": name_bytes} | dict(num_bytes)
+    begins, end = {}, samples + 8
+    for column in sorted(sizes):
+        begins[column], end = end, end + sizes[column]
+    return begins
+
+
+def _with_offsets(rows: Rows, offsets: Mapping[str, npt.NDArray[np.int64]]) -> Rows:
+    """Return a sidecar with more columns."""
+    result = np.empty(len(rows), np.dtype([*rows.dtype.descr, *((name, "<i8") for name in offsets)]))
     for name in rows.dtype.names or ():
         result[name] = rows[name]
-    result["offset"] = offsets
+    for name, values in offsets.items():
+        result[name] = values
     return result
 
 
@@ -160,28 +211,38 @@ def _records(storage: Storage, manifest: Manifest, entry: ShardEntry, rows: Rows
     file, where = File(entry.file, entry.bytes), f"{storage.location}/{entry.file}"
     if fault := storage.check(file):
         raise InputError(f"shard '{where}' {fault}; {WAY_OUT}")
-    offsets = rows["offset"] if manifest.container == "mds" else _tar_offsets(manifest, len(rows))
-    for row, offset in zip(rows, offsets.tolist(), strict=True):
-        moments = np.empty((manifest.mirrors, *manifest.latents.moments_shape), MOMENTS_DTYPE)
-        content = moments.reshape(-1).view(np.uint8)
-        source_index = int(row["source_index"])
-        if storage.pread(file, content, offset) != len(content) or not _has_digests(content, row["digest"]):
-            raise InputError(
-                f"record {key_of(source_index)} of shard '{where}' does not have the digest that was taken when it "
-                f"was written; {WAY_OUT}"
-            )
-        yield Record(source_index, os.fsdecode(row["name"]), int(row["label"]), moments)
+    held = _held(manifest)
+    offsets = {
+        array.name: rows[offset] if manifest.container == "mds" else _tar_offsets(manifest, array.name, len(rows))
+        for array, _, offset in held
+    }
+    for number, row in enumerate(rows):
+        source_index, arrays = int(row["source_index"]), {}
+        for array, digest, _ in held:
+            values = np.empty(array.shape, array.dtype)
+            content = values.reshape(-1).view(np.uint8)
+            count = storage.pread(file, content, int(offsets[array.name][number]))
+            if count != len(content) or not _has_digests(content, row[digest]):
+                raise InputError(
+                    f"record {key_of(source_index)} of shard '{where}' does not have the digest that was taken when "
+                    f"it was written; {WAY_OUT}"
+                )
+            arrays[array.name] = values
+        yield Record(source_index, os.fsdecode(row["name"]), int(row["label"]), arrays.pop("moments"), arrays)
 
 
-def _tar_offsets(manifest: Manifest, records: int) -> npt.NDArray[np.int64]:
-    numbers = np.arange(records)
-    return manifest.layout.offsets(numbers, np.zeros_like(numbers))
+def _tar_offsets(manifest: Manifest, name: str, records: int) -> npt.NDArray[np.int64]:
+    numbers, layout = np.arange(records), manifest.layout
+    if name == "moments":
+        return layout.offsets(numbers, np.zeros_like(numbers))
+    return layout.array_offsets(name, numbers)
 
 
 def _has_digests(content: npt.NDArray[np.uint8], digests: npt.NDArray[np.uint64]) -> bool:
-    """Return whether a record's mirrors, one after the other, have these digests."""
-    mirrors = content.reshape(len(digests), -1)
-    return [xxh3_64_intdigest(mirror) for mirror in mirrors] == digests.tolist()
+    """Return whether an array, or each of a record's mirrors one after the other, has the digest it should."""
+    digests = np.atleast_1d(digests)
+    parts = content.reshape(len(digests), -1)
+    return [xxh3_64_intdigest(part) for part in parts] == digests.tolist()
 
 
 def _copy_companions(storage: Storage, work: Path) -> None:
@@ -216,6 +277,8 @@ def _same_records(storage: Storage, manifest: Manifest, there: Storage, found: M
         return False
     for mine, theirs in zip(manifest.shards, found.shards, strict=True):
         rows, others = read_sidecar(storage, mine), read_sidecar(there, theirs)
-        if not all(np.array_equal(rows[name], others[name]) for name in ("source_index", "label", "digest", "name")):
+        digests = (digest_column(array.name) for array in manifest.arrays)
+        columns = ("source_index", "label", "digest", *digests, "name")
+        if not all(np.array_equal(rows[name], others[name]) for name in columns):
             return False
     return True

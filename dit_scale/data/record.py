@@ -1,17 +1,21 @@
 """The byte layout of a record: two members of a plain tar, at a fixed stride.
 
 A record is ``KEY.npy`` (fp16 moments with a leading axis for the mirrors, [M, 2C, h, w]) and ``KEY.cls`` (the label as
-text). Headers are USTAR and the npy header fills 512 bytes, so record ``i`` of a shard begins at ``i * stride`` and
-its moments at a computed offset; any tar or webdataset reader reads the same shard by parsing it.
+text); what conditions need beside the label follows as ``KEY.NAME.npy``. Headers are USTAR and npy headers fill 512
+bytes, so record ``i`` of a shard begins at ``i * stride`` and its arrays at computed offsets; any tar or webdataset
+reader reads the same shard by parsing it.
 """
 
 import math
 import struct
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from dit_scale.conditioning import RecordArray
 
 MOMENTS_DTYPE = np.dtype("<f2")
 END_OF_SHARD = bytes(2 * tarfile.BLOCKSIZE)
@@ -33,6 +37,8 @@ class RecordLayout:
     mirrors: int
     """1: the image alone; 2: the image, then its mirror image (horizontal flip)."""
     moments_shape: tuple[int, int, int]
+    arrays: tuple[RecordArray, ...] = ()
+    """What each record holds beside its moments and its label."""
 
     @property
     def mirror_bytes(self) -> int:
@@ -41,7 +47,11 @@ class RecordLayout:
 
     @property
     def stride_bytes(self) -> int:
-        """Bytes from one record to the next: two headers, the npy file and the label, each in whole blocks."""
+        """Bytes from one record to the next: each member's header and content, in whole blocks."""
+        return self._moments_and_label_bytes + sum(map(_member_bytes, self.arrays))
+
+    @property
+    def _moments_and_label_bytes(self) -> int:
         npy_bytes = _NPY_HEADER_BYTES + self.mirrors * self.mirror_bytes
         return 2 * tarfile.BLOCKSIZE + _whole_blocks(npy_bytes) + tarfile.BLOCKSIZE
 
@@ -53,13 +63,21 @@ class RecordLayout:
         """Return where in their shards these records' moments of these mirrors begin."""
         return records * self.stride_bytes + _PAYLOAD_OFFSET + mirrors * self.mirror_bytes
 
-    def pack(self, key: str, moments: np.ndarray, label: int) -> bytes:
-        """Return a record's bytes."""
+    def array_offsets(self, name: str, records: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return where in their shards these records' numbers of an array begin."""
+        before = self.arrays[: [array.name for array in self.arrays].index(name)]
+        first = self._moments_and_label_bytes + sum(map(_member_bytes, before))
+        return records * self.stride_bytes + first + _PAYLOAD_OFFSET
+
+    def pack(self, key: str, moments: np.ndarray, label: int, arrays: Mapping[str, np.ndarray] | None = None) -> bytes:
+        """Return a record's bytes; ``arrays`` has all that the layout names."""
         shape = (self.mirrors, *self.moments_shape)
         if moments.shape != shape or moments.dtype != MOMENTS_DTYPE:
             raise ValueError(f"moments are {moments.dtype} {moments.shape}; this layout takes {MOMENTS_DTYPE} {shape}")
-        npy = _npy_header(shape) + moments.tobytes()
-        return _member(f"{key}.npy", npy) + _member(f"{key}.cls", str(label).encode())
+        members = [(f"{key}.npy", _npy(moments)), (f"{key}.cls", str(label).encode())]
+        for array in self.arrays:
+            members.append((f"{key}.{array.name}.npy", _npy(_checked(array, (arrays or {}).get(array.name)))))
+        return b"".join(_member(name, content) for name, content in members)
 
 
 def names_record(header: bytes, key: str) -> bool:
@@ -68,6 +86,17 @@ def names_record(header: bytes, key: str) -> bool:
         return tarfile.TarInfo.frombuf(header, "ascii", "strict").name == f"{key}.npy"
     except (tarfile.TarError, UnicodeDecodeError):
         return False
+
+
+def _checked(array: RecordArray, found: np.ndarray | None) -> np.ndarray:
+    if found is None or found.dtype != np.dtype(array.dtype) or found.shape != array.shape:
+        what = "missing" if found is None else f"{found.dtype} {found.shape}"
+        raise ValueError(f"array '{array.name}' is {what}; this layout takes {array.dtype} {array.shape}")
+    return found
+
+
+def _member_bytes(array: RecordArray) -> int:
+    return tarfile.BLOCKSIZE + _whole_blocks(_NPY_HEADER_BYTES + array.num_bytes)
 
 
 def _whole_blocks(count: int) -> int:
@@ -81,8 +110,8 @@ def _member(name: str, content: bytes) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT) + content.ljust(_whole_blocks(len(content)), b"\0")
 
 
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """Return an npy header, version 1.0, filled with blanks to 512 bytes (the format allows any number)."""
+def _npy(array: np.ndarray) -> bytes:
+    """Return an npy file, version 1.0, its header filled with blanks to 512 bytes (the format allows any number)."""
     prefix = b"\x93NUMPY\x01\x00" + struct.pack("<H", _NPY_HEADER_BYTES - 10)
-    text = f"{{'descr': '{MOMENTS_DTYPE.str}', 'fortran_order': False, 'shape': {shape}, }}"
-    return prefix + text.encode().ljust(_NPY_HEADER_BYTES - 11) + b"\n"
+    text = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {array.shape}, }}"
+    return prefix + text.encode().ljust(_NPY_HEADER_BYTES - 11) + b"\n" + array.tobytes()

@@ -1,15 +1,15 @@
 """Shards, written and read: a tar of records, and a sidecar that says what each record must be.
 
 The sidecar is a structured npy array, a row a record: the source image's number and name, the label, and the xxh3-64
-digest of each mirror's moments; for records that do not lie at a stride, also their offset, and for those of others
-their key. Shards are written whole or not at all.
+digest of each mirror's moments and of each further array; for records that do not lie at a stride, also their offsets,
+and for those of others their key. Shards are written whole or not at all.
 """
 
 import hashlib
 import io
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +37,8 @@ class Record:
     label: int
     moments: np.ndarray
     """fp16 [M, 2C, h, w]."""
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the layout names beside them."""
 
 
 def shard_name(number: int) -> str:
@@ -55,19 +57,36 @@ def write_shard(
     with atomic_write(tar_path) as file:
         tar = _Hashing(file)
         for record in records:
-            tar.write(layout.pack(key_of(record.source_index), record.moments, record.label))
-            digests = [xxh3_64_intdigest(np.ascontiguousarray(mirror).data) for mirror in record.moments]
-            rows.append((record.source_index, record.label, digests, os.fsencode(record.source_name)))
+            tar.write(layout.pack(key_of(record.source_index), record.moments, record.label, record.arrays))
+            digests = [_digest(mirror) for mirror in record.moments]
+            more = [_digest(record.arrays[array.name]) for array in layout.arrays]
+            rows.append((record.source_index, record.label, digests, *more, os.fsencode(record.source_name)))
             sums += LatentSums.of(record.moments)
         tar.write(END_OF_SHARD)
-    sidecar_sha256 = write_sidecar(folder / f"{name}.npy", sidecar_rows(layout.mirrors, rows))
+    sidecar_sha256 = write_sidecar(folder / f"{name}.npy", _sidecar_rows(layout, rows))
     return ShardEntry(f"{name}.tar", len(rows), layout.shard_bytes(len(rows)), tar.hexdigest(), sidecar_sha256), sums
 
 
-def sidecar_rows(mirrors: int, rows: list[tuple[Any, ...]]) -> Rows:
-    """Return a sidecar's array from (source index, label, digests, source name) of each record."""
+def digest_column(name: str) -> str:
+    """Return what sidecars call the digests of an array."""
+    return f"{name}_digest"
+
+
+def offset_column(name: str) -> str:
+    """Return what sidecars call the offsets of an array, where it does not lie at a stride."""
+    return f"{name}_offset"
+
+
+def _digest(array: np.ndarray) -> int:
+    return xxh3_64_intdigest(np.ascontiguousarray(array).data)
+
+
+def _sidecar_rows(layout: RecordLayout, rows: list[tuple[Any, ...]]) -> Rows:
+    """Return a sidecar's array from (source index, label, digests, digest of each array, source name) of a record."""
     longest_name = max((len(row[-1]) for row in rows), default=1)
-    columns = [("source_index", "<i8"), ("label", "<i8"), ("digest", "<u8", (mirrors,)), ("name", f"S{longest_name}")]
+    more = [(digest_column(array.name), "<u8") for array in layout.arrays]
+    digests = ("digest", "<u8", (layout.mirrors,))
+    columns = [("source_index", "<i8"), ("label", "<i8"), digests, *more, ("name", f"S{longest_name}")]
     return np.array(rows, np.dtype(columns))
 
 

@@ -110,7 +110,7 @@ def _unknown(name: str) -> Finding:
 def _opened(config: Config) -> LatentDataset | InputError:
     """Return the data, or why it cannot be trained on."""
     try:
-        return open_dataset(config.data)
+        return open_dataset(config.data, config.model.condition)
     except (InputError, Failure, OSError) as error:
         return InputError(str(error))
 

@@ -111,6 +111,8 @@ def _check_for_pipeline(exported: _Exported, origin: str) -> None:
     reason = None
     if exported.config.diffusion.name != "gaussian":
         reason = "was trained with flow matching, and DiTPipeline takes Gaussian diffusion alone"
+    elif exported.config.model.condition != "label":
+        reason = f"has model.condition={exported.config.model.condition}, and DiTPipeline takes labels alone"
     elif model.num_classes > TABLE_CLASSES:
         reason = f"has {model.num_classes} classes, and DiTPipeline takes label {TABLE_CLASSES} for the null label"
     elif model.null_label is None:

@@ -69,7 +69,7 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None
     expected = model.state_dict()
     # A fixed table depends on the latent's size, which may have changed.
     weights = {name: value for name, value in weights.items() if name not in FIXED_TABLES}
-    table = weights.get(_LABEL_TABLE)
+    table = weights.get(_LABEL_TABLE) if _LABEL_TABLE in expected else None
     if (
         table is not None
         and table.shape != expected[_LABEL_TABLE].shape

@@ -36,8 +36,10 @@ class NetworkConfig:
     """Attention heads, H."""
     mlp_ratio: float = 4.0
     """Width of the feed-forward layer over that of a token."""
+    condition: str = "label"
+    """What it is told of an image, by its name in ``dit_scale.conditioning``."""
     label_dropout: float = 0.1
-    """Above 0 the label table has a row for the null label."""
+    """Above 0 the condition has a null; the label table, a row for it."""
     learn_sigma: bool = True
     """Twice the output channels."""
     attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "matmul"] = "auto"

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_scale.conditioning import Labels, build_condition
 from dit_scale.errors import InputError
 from dit_scale.models.attention import choose_backend
 from dit_scale.models.blocks import Block, FinalLayer
 from dit_scale.models.config import NetworkConfig
-from dit_scale.models.embeddings import LabelEmbedding, PatchEmbedding, TimestepEmbedding, sincos_positions
+from dit_scale.models.embeddings import PatchEmbedding, TimestepEmbedding, sincos_positions
 from dit_scale.models.linear import use_fp8
 from dit_scale.models.operators import Fused
 
@@ -21,8 +22,9 @@ from dit_scale.models.operators import Fused
 class DiT(nn.Module):
     """A Diffusion Transformer under the published parameter names; keywords are the fields of ``NetworkConfig``.
 
-    ``label_dropout`` only adds the row ``null_label`` to the label table: the caller substitutes that label,
-    and ``forward`` draws nothing. With ``learn_sigma`` the output has twice the channels of the latent.
+    ``condition`` is the class label by default. ``label_dropout`` only gives it a null (for labels the row
+    ``null_label`` of their table): the caller substitutes it, and ``forward`` draws nothing. With ``learn_sigma`` the
+    output has twice the channels of the latent.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -39,7 +41,8 @@ class DiT(nn.Module):
 
         self.x_embedder = PatchEmbedding(self.patch_size, self.in_channels, self.hidden_size)
         self.t_embedder = TimestepEmbedding(self.hidden_size)
-        self.y_embedder = LabelEmbedding(self.num_classes + (self.null_label is not None), self.hidden_size)
+        self.condition = build_condition(config.condition, self.num_classes, has_null=self.label_dropout > 0)
+        self.y_embedder = self.condition.embedding(self.hidden_size)
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid_side**2, self.hidden_size), requires_grad=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(self.depth))
         self.final_layer = FinalLayer(config, self.out_channels)
@@ -47,8 +50,9 @@ class DiT(nn.Module):
 
     @property
     def null_label(self) -> int | None:
-        """The label that stands for none, or None where the model was built without label dropout."""
-        return self.num_classes if self.label_dropout > 0 else None
+        """The label that stands for none, or None where the model knows no such label."""
+        is_dropped = isinstance(self.condition, Labels) and self.condition.has_null
+        return self.num_classes if is_dropped else None
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -57,8 +61,9 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.flatten(1))  # a view: a patch is one vector
                 module.get_parameter("bias").zero_()
-        for name in ("t_embedder.mlp.0", "t_embedder.mlp.2", "y_embedder.embedding_table"):
+        for name in ("t_embedder.mlp.0", "t_embedder.mlp.2"):
             self.get_parameter(f"{name}.weight").normal_(std=0.02)
+        self.condition.initialize(self.y_embedder)
         for module in (*self.blocks, self.final_layer):
             module.get_parameter("adaLN_modulation.1.weight").zero_()
         self.final_layer.linear.weight.zero_()
@@ -92,20 +97,20 @@ class DiT(nn.Module):
             block.forward = torch.compile(block.forward, dynamic=False)
 
     def forward(
-        self, latent: Tensor, timestep: Tensor, label: Tensor, hidden: Sequence[int] = ()
+        self, latent: Tensor, timestep: Tensor, condition: Tensor, hidden: Sequence[int] = ()
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return the network's output for a noised latent, in the dtype of the weights.
 
-        ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real, ``label`` [N] integer; the output is
-        [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without. ``hidden`` numbers blocks from 1;
-        where it names any, the tokens [N, T, D] that leave these blocks come, too: (output, [tokens, ...]).
+        ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real, ``condition`` [N, ...] (labels: [N] integer); the
+        output is [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without. ``hidden`` numbers blocks from
+        1; where it names any, the tokens [N, T, D] that leave these blocks come, too: (output, [tokens, ...]).
 
         Raises:
             InputError: ``hidden`` numbers a block that there is not.
         """
         self._check_hidden(hidden)
         tokens = self.x_embedder(latent) + self.pos_embed  # [N, T, D]
-        conditioning = self.t_embedder(timestep) + self.y_embedder(label)  # [N, D]
+        conditioning = self.t_embedder(timestep) + self.y_embedder(condition)  # [N, D]
         # Here, outside of what is compiled:
         backend = choose_backend(self.attention, tokens.device, tokens.dtype, self.is_compiled, self.has_kernels)
         kept: dict[int, Tensor] = {}

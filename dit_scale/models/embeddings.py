@@ -1,4 +1,4 @@
-"""What turns a latent, a timestep and a label into vectors, and the fixed table of positions."""
+"""What turns a latent and a timestep into vectors, and the fixed table of positions."""
 
 import torch
 from torch import Tensor, nn
@@ -35,18 +35,6 @@ class TimestepEmbedding(nn.Module):
         weights_dtype = self.mlp.get_parameter("0.weight").dtype
         sinusoids = timestep_sinusoids(timestep)  # [N, 256]
         return self.mlp(sinusoids.to(weights_dtype))  # [N, D]
-
-
-class LabelEmbedding(nn.Module):
-    """Look a label up in a table, whose last row is the null label where there is one."""
-
-    def __init__(self, num_labels: int, hidden_size: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_labels, hidden_size)
-
-    def forward(self, label: Tensor) -> Tensor:
-        """Map ``label`` [N] to [N, D]."""
-        return self.embedding_table(label)  # [N, D]
 
 
 def timestep_sinusoids(timestep: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def build_model(name: str | None, *, latent_size: int, num_classes: int, **setti
     ``"custom"`` (or None) names no preset, and then all four sizes are needed.
 
     Raises:
-        InputError: an unknown name, a custom model with a size missing, or sizes that do not divide.
+        InputError: an unknown name or condition, a custom model with a size missing, or sizes that do not divide.
     """
     given = {field: value for field, value in settings.items() if value is not None}
     return DiT(latent_size=latent_size, num_classes=num_classes, **_preset(name, given) | given)

@@ -28,7 +28,7 @@ class SamplingSettings(SampleConfig):
         """Take what a configuration, or a command's options, say."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(SamplingConfig)}, seed=seed)
 
-    def check(self, objective: Objective, channels: int, out_channels: int, null_label: int | None) -> None:
+    def check(self, objective: Objective, channels: int, out_channels: int, has_null: bool) -> None:
         """Raise InputError where something does not fit the objective, the latent or the model.
 
         Tried out: a latent of [1, C, 1, 1] is drawn from a network of zeros.
@@ -38,7 +38,7 @@ class SamplingSettings(SampleConfig):
             return noised_latent.new_zeros(len(noised_latent), out_channels, 1, 1)
 
         only = torch.zeros(1, dtype=torch.long)
-        latent = _draw(zeros, null_label, objective, (channels, 1, 1), only, only, self)
+        latent = _draw(zeros, only, only if has_null else None, objective, (channels, 1, 1), only, self)
         if not torch.isfinite(latent).all():
             options = ", ".join(f"{name}={value:g}" for name, value in self.solver_options.items()) or "no options"
             raise InputError(
@@ -80,26 +80,27 @@ def sample_latents(
     model: DiT,
     objective: Objective,
     latents: LatentSpec,
-    labels: Tensor,
+    condition: Tensor,
     indices: Tensor,
     settings: SamplingSettings,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Return final latents [N, C, H, W] for labels [N] and image indices [N]."""
+    """Return final latents [N, C, H, W] for the model's condition (labels [N]) and image indices [N]."""
     dtype = next(model.parameters()).dtype
 
-    def denoiser(noised_latent: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
-        return model(noised_latent.to(dtype), timestep, label).float()
+    def denoiser(noised_latent: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+        return model(noised_latent.to(dtype), timestep, condition).float()
 
-    return _draw(denoiser, model.null_label, objective, latents.shape, labels, indices, settings, on_step)
+    nulls = model.condition.nulls(condition)
+    return _draw(denoiser, condition, nulls, objective, latents.shape, indices, settings, on_step)
 
 
 def _draw(
     denoiser: Denoiser,
-    null_label: int | None,
+    condition: Tensor,
+    nulls: Tensor | None,
     objective: Objective,
     shape: tuple[int, ...],
-    labels: Tensor,
     indices: Tensor,
     settings: SamplingSettings,
     on_step: OnStep | None = None,
@@ -111,8 +112,8 @@ def _draw(
         objective,
         guided(
             denoiser,
-            labels,
-            null_label,
+            condition,
+            nulls,
             settings.cfg_scale,
             settings.guidance_channels,
             settings.guidance_interval,

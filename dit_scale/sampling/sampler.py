@@ -36,6 +36,7 @@ class Sampler:
     objective: Objective
     latents: LatentSpec
     class_names: ClassNames
+    """Of what may be drawn."""
     autoencoder: Autoencoder
     device: str
     model: DiT
@@ -59,13 +60,14 @@ class Sampler:
         objective = objective_of(config.diffusion, config.model.learn_sigma)
         with torch.device("meta"):
             model = model_of(config.model, latents, len(class_names))
-        return cls(config.model, objective, latents, class_names, autoencoder, device, model, kernels)
+        choices = model.condition.choices(class_names)
+        return cls(config.model, objective, latents, choices, autoencoder, device, model, kernels)
 
     def with_weights(
         self, weights: Mapping[str, Tensor], source: str, origin: dict[str, object], precision: str = "fp32"
     ) -> "Sampler":
         """Return one that draws; raises InputError naming ``source`` where the weights are another model's."""
-        model = model_of(self.config, self.latents, len(self.class_names), self.kernels)
+        model = model_of(self.config, self.latents, self.model.num_classes, self.kernels)
         model.to(self.device, DTYPES[precision]).eval()
         load_trained(model, weights, source)
         return replace(self, model=model, origin=origin | {"precision": precision})
@@ -74,7 +76,7 @@ class Sampler:
         """Raise InputError where settings (of a configuration's section) do not fit, before anything is drawn."""
         model = self.model
         try:
-            settings.check(self.objective, self.latents.channels, model.out_channels, model.null_label)
+            settings.check(self.objective, self.latents.channels, model.out_channels, model.condition.has_null)
         except InputError as error:
             raise InputError(f"{section}: {error}" if section else str(error)) from error
 

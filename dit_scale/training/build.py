@@ -83,7 +83,7 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
     """Open all that a run needs; at the end, or where this fails, what was opened is closed (collective)."""
     run_dir, train = Path(config.run_dir), config.train
     conveniences = Conveniences(run_dir, world)
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, config.model.condition)
     data = describe(dataset)
     found = find_last_good(run_dir / CHECKPOINTS, world)
     if found is not None:
@@ -131,7 +131,7 @@ def _learner(
     largest = max(part.stop - part.start for part in plan.micro_batches)
     dtype = DTYPES[config.engine.precision]
     settle_attention(model, largest, torch.device(device), dtype, Path(config.run_dir), world, conveniences)
-    loss_function = LossFunction(objective, latents, config.seed, config.model.label_dropout, model.null_label)
+    loss_function = LossFunction(objective, latents, config.seed, config.model.label_dropout, model.condition)
     engine = build_engine(model, config.engine, train, plan, world, device)
     guard = UpdateGuard(engine, train.max_grad_norm)
     return Learner(plan, loss_function, engine, guard, TrainingState(OptimizerState(engine), train))

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from dit_scale.autoencoder import FILE_NAME as AUTOENCODER_FILE
+from dit_scale.conditioning import condition_named
 from dit_scale.config import Config, DataConfig
 from dit_scale.data.loader import LatentDataset, Loader, Reading, Window
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
 
 
-def open_dataset(data: DataConfig) -> LatentDataset:
-    """Open the shard folders of a configuration; raises InputError where they cannot be trained on."""
+def open_dataset(data: DataConfig, condition: str = "label") -> LatentDataset:
+    """Open the shard folders of a configuration, for a condition of this name.
+
+    Raises InputError where they cannot be trained on.
+    """
     dataset = LatentDataset.open(
         _path(data.path),
         class_names=data.class_names,
@@ -21,6 +25,7 @@ def open_dataset(data: DataConfig) -> LatentDataset:
         cache=None if data.cache is None else Path(data.cache),
         cache_bytes=data.cache_bytes,
         patience_seconds=data.patience_seconds,
+        stored=condition_named(condition).stored,
     )
     if data.check_scale:
         _check_scale(dataset)

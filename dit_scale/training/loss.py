@@ -4,16 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from dit_scale import draws
+from dit_scale.conditioning import Condition
 from dit_scale.diffusion import Objective, Terms
 from dit_scale.draws import Stream
 from dit_scale.latents import LatentSpec, sample_latent
 
 Network = Callable[..., Any]
-"""``(noised_latent, time, label) -> output``; with ``hidden=(8, ...)`` it returns ``(output, [tokens, ...])``."""
+"""``(noised_latent, time, condition) -> output``; with ``hidden=(8, ...)`` it returns ``(output, [tokens, ...])``."""
 
 
 class Pass(NamedTuple):
@@ -48,19 +48,19 @@ class LossFunction:
     latents: LatentSpec
     seed: int
     label_dropout: float
-    null_label: int | None
+    condition: Condition
     auxiliary: tuple[AuxiliaryLoss, ...] = ()
 
-    def __call__(self, network: Network, moments: Tensor, labels: Tensor, positions: Tensor) -> Terms:
-        """Return the terms of each image's loss: moments [N, 2C, H, W], labels [N], stream positions [N]."""
+    def __call__(self, network: Network, moments: Tensor, conditions: Tensor, positions: Tensor) -> Terms:
+        """Return the terms of each image's loss: moments [N, 2C, H, W], conditions [N, ...], stream positions [N]."""
         shape = self.latents.shape
         latent = sample_latent(moments, draws.normal(self.seed, Stream.POSTERIOR, positions, shape), self.latents)
         noise = draws.normal(self.seed, Stream.NOISE, positions, shape)
         time = self.objective.times_from_uniform(self._uniform(positions))
-        if self.null_label is not None:
-            dropped = draws.uniform(self.seed, Stream.LABEL_DROPOUT, positions) < self.label_dropout
-            labels = torch.where(dropped, self.null_label, labels)
-        asked = _Asked(network, labels, tuple(sorted({block for loss in self.auxiliary for block in loss.hidden})))
+        if self.condition.has_null and self.label_dropout > 0:
+            is_dropped = draws.uniform(self.seed, Stream.LABEL_DROPOUT, positions) < self.label_dropout
+            conditions = self.condition.dropped(conditions, is_dropped)
+        asked = _Asked(network, conditions, tuple(sorted({block for loss in self.auxiliary for block in loss.hidden})))
         terms = self.objective.loss(asked, latent, noise, time)
         seen = Pass(positions, latent, time, asked.hidden)
         for loss in self.auxiliary:
@@ -74,17 +74,17 @@ class LossFunction:
 
 
 class _Asked:
-    """The network with its labels settled, as an objective calls it; keeps the hidden states that losses ask for."""
+    """The network with its conditions settled, as an objective calls it; keeps the hidden states that are asked for."""
 
-    def __init__(self, network: Network, labels: Tensor, blocks: tuple[int, ...]):
-        self._network, self._labels, self._blocks = network, labels, blocks
+    def __init__(self, network: Network, conditions: Tensor, blocks: tuple[int, ...]):
+        self._network, self._conditions, self._blocks = network, conditions, blocks
         self.hidden: dict[int, Tensor] = {}
 
     def __call__(self, noised: Tensor, time: Tensor) -> Tensor:
         output: Tensor
         if self._blocks and not self.hidden:
-            output, states = self._network(noised, time, self._labels, hidden=self._blocks)
+            output, states = self._network(noised, time, self._conditions, hidden=self._blocks)
             self.hidden = dict(zip(self._blocks, states, strict=True))
         else:
-            output = self._network(noised, time, self._labels)
+            output = self._network(noised, time, self._conditions)
         return output

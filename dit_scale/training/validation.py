@@ -23,9 +23,7 @@ class Validation:
     def __init__(self, dataset: LatentDataset, loss_function: LossFunction, config: Config, world: World):
         self._dataset, self._world = dataset, world
         self._records = dataset.held_out()[: config.validation.num_images]
-        self._loss_function = replace(
-            loss_function, seed=loss_function.seed + _SEED, null_label=None, auxiliary=()
-        )  # no label is dropped
+        self._loss_function = replace(loss_function, seed=loss_function.seed + _SEED, label_dropout=0.0, auxiliary=())
         self._micro_batch = config.train.micro_batch_size_per_gpu
 
     @property
@@ -42,12 +40,12 @@ class Validation:
         for share in shares(range(len(self._records)), self._micro_batch, self._world, is_collective=True):
             places = np.array(share.filled)
             is_own = np.arange(len(places)) < len(share.own)
-            moments, labels = self._dataset.read(self._records[places], np.zeros(len(places), bool))
-            moments, labels, positions, counted = (
+            moments, conditions = self._dataset.read(self._records[places], np.zeros(len(places), bool))
+            moments, conditions, positions, counted = (
                 tensor.to(engine.device)
-                for tensor in (moments, labels, torch.from_numpy(places), torch.from_numpy(is_own))
+                for tensor in (moments, conditions, torch.from_numpy(places), torch.from_numpy(is_own))
             )
-            terms = self._loss_function(lambda x, t, y: engine(x.to(dtype), t, y), moments, labels, positions)
+            terms = self._loss_function(lambda x, t, y: engine(x.to(dtype), t, y), moments, conditions, positions)
             loss_sum += (total(terms).double() * counted).sum()
         engine.train()
         dist.all_reduce(loss_sum)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dit_scale.conditioning import RecordArray
 from dit_scale.data.manifest import Manifest, StoredArray, Transform
 from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
 from dit_scale.data.shards import Record, shard_name, write_shard
@@ -13,20 +14,32 @@ from dit_scale.latents import LatentSpec
 LATENTS = LatentSpec(channels=4, size=4, scale=(0.5,))
 
 
-def random_records(count: int, mirrors: int = 2, first: int = 0) -> list[Record]:
+def random_records(count: int, mirrors: int = 2, first: int = 0, arrays: tuple[RecordArray, ...] = ()) -> list[Record]:
     """Return records whose label is their number modulo 3."""
     rng = np.random.default_rng(first)
     moments = rng.normal(size=(count, mirrors, *LATENTS.moments_shape)).astype(MOMENTS_DTYPE)
-    return [Record(first + i, f"class/{first + i}.png", (first + i) % 3, moments[i]) for i in range(count)]
+    more = {array.name: rng.normal(size=(count, *array.shape)).astype(array.dtype) for array in arrays}
+    return [
+        Record(
+            first + i,
+            f"class/{first + i}.png",
+            (first + i) % 3,
+            moments[i],
+            {name: values[i] for name, values in more.items()},
+        )
+        for i in range(count)
+    ]
 
 
-def write_folder(folder: Path, shard_records: list[int], mirrors: int = 2) -> list[Record]:
+def write_folder(
+    folder: Path, shard_records: list[int], mirrors: int = 2, arrays: tuple[RecordArray, ...] = ()
+) -> list[Record]:
     """Write shards of so many records each, and their manifest; return the records."""
     folder.mkdir(parents=True, exist_ok=True)
-    layout = RecordLayout(mirrors, LATENTS.moments_shape)
+    layout = RecordLayout(mirrors, LATENTS.moments_shape, arrays)
     records, entries, sums = [], [], no_latents(LATENTS.channels, LATENTS.size**2)
     for number, count in enumerate(shard_records):
-        mine = random_records(count, mirrors, first=len(records))
+        mine = random_records(count, mirrors, first=len(records), arrays=arrays)
         entry, shard_sums = write_shard(folder, shard_name(number), layout, mine)
         records, sums = records + mine, sums + shard_sums
         entries.append(entry)
@@ -41,5 +54,6 @@ def write_folder(folder: Path, shard_records: list[int], mirrors: int = 2) -> li
         statistics=sums.statistics(),
         rejected=0,
         shards=tuple(entries),
+        arrays=arrays,
     ).write(folder)
     return records

@@ -87,9 +87,9 @@ def test_a_batch_holds_what_its_positions_say(folder: Path) -> None:
         mirrored = (draws.uniform(1, Stream.MIRROR, batch.positions) < 0.5).numpy()
         moments, labels = dataset.read(indices, mirrored)
         assert torch.equal(batch.moments, moments)
-        assert torch.equal(batch.labels, labels)
+        assert torch.equal(batch.conditions, labels)
         assert batch.keys == [f"{index:010d}" for index in indices]
-        assert batch.labels.tolist() == [index % 3 for index in indices]
+        assert batch.conditions.tolist() == [index % 3 for index in indices]
 
 
 def test_mirrors_are_drawn_anew_each_epoch_or_not_at_all(folder: Path) -> None:

@@ -13,7 +13,7 @@ def test_guidance_as_published(name: str, scale: float, key: str) -> None:
     tiny = load_tiny(name)
     # The published batch is doubled beforehand: its first half is conditional, and only its latents are used.
     noised, time, label = (tiny.io[key].chunk(2)[0] for key in ("cfg_x", "cfg_t", "cfg_y"))
-    output = guided(tiny.model, label, tiny.model.null_label, scale)(noised, time)
+    output = guided(tiny.model, label, tiny.model.condition.nulls(label), scale)(noised, time)
     conditional, unconditional = tiny.io[key].chunk(2)
     assert_parity(f"{name}_io {key}", output, conditional)
     assert_parity(f"{name}_io {key} second half", output[:, :3], unconditional[:, :3])
@@ -32,11 +32,12 @@ class Recorder:
 
 
 NOISED, TIME, LABEL = torch.zeros(3, 2, 8, 8), torch.zeros(3), torch.tensor([0, 1, 2])
+NULLS = torch.full((3,), 5)
 
 
 def test_both_halves_go_through_in_one_batch() -> None:
     network = Recorder()
-    guided(network, LABEL, 5, cfg_scale=2.0, channels=1)(NOISED, TIME)
+    guided(network, LABEL, NULLS, cfg_scale=2.0, channels=1)(NOISED, TIME)
     assert network.batches == [6]
 
 
@@ -49,7 +50,7 @@ def test_scale_one_is_a_single_conditional_pass() -> None:
 
 @pytest.mark.parametrize(("channels", "guided_channels"), [(1, [0]), (2, [0, 1]), (None, [0, 1])])
 def test_only_the_chosen_latent_channels_are_guided(channels: int | None, guided_channels: list[int]) -> None:
-    output = guided(Recorder(), LABEL, 5, cfg_scale=3.0, channels=channels)(NOISED, TIME)
+    output = guided(Recorder(), LABEL, NULLS, cfg_scale=3.0, channels=channels)(NOISED, TIME)
     for channel in range(4):
         # unconditional 15 + 3 * (conditional - 15)
         expected = [0.0, 3.0, 6.0] if channel in guided_channels else [10.0, 11.0, 12.0]
@@ -60,12 +61,12 @@ def test_impossible_guidance_is_refused() -> None:
     with pytest.raises(InputError, match=r"cfg_scale 4\.0 needs a null label"):
         guided(Recorder(), LABEL, None, cfg_scale=4.0)
     with pytest.raises(InputError, match="guidance of 3 channels does not suit a latent of 2"):
-        guided(Recorder(), LABEL, 5, cfg_scale=4.0)(NOISED, TIME)
+        guided(Recorder(), LABEL, NULLS, cfg_scale=4.0)(NOISED, TIME)
 
 
 def test_outside_of_the_interval_there_is_one_pass() -> None:
     flow, network = FlowMatching(), Recorder()
-    denoiser = guided(network, LABEL, 5, 3.0, None, (0.25, 0.75), flow.noise_levels)
+    denoiser = guided(network, LABEL, NULLS, 3.0, None, (0.25, 0.75), flow.noise_levels)
     for sit_time in (0.0, 0.2, 0.25, 0.5, 0.75, 0.9):
         denoiser(NOISED, torch.full((3,), sit_time))
     assert network.batches == [3, 3, 6, 6, 6, 3]
@@ -79,4 +80,4 @@ def test_an_interval_of_gaussian_diffusion_is_of_its_timesteps() -> None:
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.8, 0.2)])
 def test_an_interval_that_does_not_rise_is_refused(interval: tuple[float, float]) -> None:
     with pytest.raises(InputError, match="does not rise from 0"):
-        guided(Recorder(), LABEL, 5, 3.0, None, interval, FlowMatching().noise_levels)
+        guided(Recorder(), LABEL, NULLS, 3.0, None, interval, FlowMatching().noise_levels)

@@ -13,6 +13,7 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
+from dit_scale.conditioning import Labels
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
@@ -37,7 +38,7 @@ def losses_of(stage: Literal[0, 1, 2, 3], every: int, is_compiled: bool, world: 
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     engine = build_engine(model, engine_config, train, plan, world, "cpu")
     TrainingState(OptimizerState(engine), train).start_from(weights)
-    gate, loss_function = UpdateGuard(engine), LossFunction(build_objective("gaussian"), LATENTS, 0, 0.5, 5)
+    gate, loss_function = UpdateGuard(engine), LossFunction(build_objective("gaussian"), LATENTS, 0, 0.5, Labels(5))
     losses = []
     for step in range(STEPS):
         losses.append(compute_gradient(engine, loss_function, batch_at(step, BATCH, world), plan).total.mean().item())

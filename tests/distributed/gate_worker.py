@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_scale.checkpoint.post_hoc import decay_at, gamma_of
+from dit_scale.conditioning import Labels
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective, total
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
@@ -105,7 +106,7 @@ def expected_weights(name: str, loss_function: LossFunction, world: World, devic
         batch = batch_at(step, BATCH, world)
         model.zero_grad()
         for part in (slice(0, BATCH // 2), slice(BATCH // 2, BATCH)):  # micro batches, as the engine has them
-            inputs = (tensor[part].to(device) for tensor in (batch.moments, batch.labels, batch.positions))
+            inputs = (tensor[part].to(device) for tensor in (batch.moments, batch.conditions, batch.positions))
             (total(loss_function(model, *inputs)).sum() / BATCH).backward()
         norms.append(float(shortened(list(trained.values()), divides=name == "muon")))
         for optimizer in optimizers if step != DISCARDED else ():
@@ -172,7 +173,7 @@ def main(device: str, optimizer: str, stages: list[int]) -> None:
     warnings.simplefilter("ignore")
     world = World.from_environment()
     set_threads(world, 1)
-    loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
+    loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, Labels(5))
     expected = expected_weights(optimizer, loss_function, world, device)
     train = TrainSection(
         optimizer=optimizer,  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from dit_scale.conditioning import Labels
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
@@ -63,7 +64,7 @@ def measure(stage: Literal[0, 1, 2, 3], precision: Literal["fp32", "bf16"], worl
     state.start_from(weights)
     del weights
     gate = UpdateGuard(engine)
-    loss_function, seen = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, 5), []
+    loss_function, seen = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, Labels(5)), []
     update: Any = engine.step
 
     def step_that_counts() -> None:

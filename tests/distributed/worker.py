@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dit_scale.checkpoint import Checkpoint, Description, Position, Retention, Saver, content_digests
+from dit_scale.conditioning import Labels
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.data.loader import Batch
 from dit_scale.diffusion import build_objective
@@ -148,7 +149,7 @@ def main(stage: int, precision: str, action: str, folder: Path, options: set[str
             state.restore(Checkpoint(folder / "step-00000003"))
             first = STEPS
         replica = whole_master(state)  # the average as everyone writes it, over whole parameters
-        loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, 5)
+        loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, Labels(5))
         gate = UpdateGuard(engine, train.max_grad_norm)
         if "clean" not in options:
             check_discarded_updates(engine, gate, loss_function, plan, state, world)

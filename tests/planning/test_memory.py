@@ -19,7 +19,7 @@ NUM_CLASSES = 10
 def bytes_kept_of_a_loss(model: DiT, images: int, dtype: torch.dtype) -> int:
     """Return the bytes that a real training loss keeps for backward."""
     latents = LatentSpec(channels=4, size=model.latent_size)
-    loss_function = LossFunction(build_objective("gaussian"), latents, 0, 0.1, model.null_label)
+    loss_function = LossFunction(build_objective("gaussian"), latents, 0, 0.1, model.condition)
     return kept_bytes(
         model,
         lambda: total(

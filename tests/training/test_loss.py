@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_scale import draws
+from dit_scale.conditioning import Labels
 from dit_scale.diffusion import Term, Terms, build_objective, total
 from dit_scale.diffusion.losses import LabelledDenoiser, sample_mean
 from dit_scale.draws import Stream
@@ -66,8 +67,8 @@ class Evenness:
 def test_losses_beside_the_objective_see_the_hidden_states_they_ask_for() -> None:
     frozen = nn.Linear(2, 2).requires_grad_(False)
     objective, network = build_objective("flow"), Network()
-    plain = LossFunction(objective, LATENTS, seed=7, label_dropout=0.0, null_label=None)
-    both = LossFunction(objective, LATENTS, 7, 0.0, None, (Likeness(frozen), Evenness()))
+    plain = LossFunction(objective, LATENTS, seed=7, label_dropout=0.0, condition=Labels(3))
+    both = LossFunction(objective, LATENTS, 7, 0.0, Labels(3), (Likeness(frozen), Evenness()))
     expected = plain(network, MOMENTS, LABELS, POSITIONS)
     found = both(network, MOMENTS, LABELS, POSITIONS)
     assert network.asked == [{}, {"hidden": (1, 2)}]  # nothing is asked for where no loss needs it
@@ -108,7 +109,7 @@ class MeanVelocity:
 
 
 def test_an_objective_may_draw_several_times_an_image() -> None:
-    function = LossFunction(MeanVelocity(), LATENTS, 7, 0.0, None, (Likeness(nn.Linear(2, 2)),))
+    function = LossFunction(MeanVelocity(), LATENTS, 7, 0.0, Labels(3), (Likeness(nn.Linear(2, 2)),))
     network = Network()
     together = function(network, MOMENTS, LABELS, POSITIONS)
     assert list(together) == ["average", "consistency", "likeness"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dit_scale.conditioning import Labels
 from dit_scale.config import EngineConfig
 from dit_scale.diffusion import build_objective, total
 from dit_scale.errors import InputError
@@ -41,7 +42,7 @@ def loss_and_gradients(engine: EngineConfig) -> tuple[float, dict[str, Tensor]]:
     network = model().to(dtype)
     wrap_blocks(network, engine)
     moments = torch.randn(IMAGES, *LATENTS.moments_shape, generator=torch.Generator().manual_seed(1))
-    loss_function = LossFunction(build_objective("gaussian"), LATENTS, seed=0, label_dropout=0.5, null_label=5)
+    loss_function = LossFunction(build_objective("gaussian"), LATENTS, seed=0, label_dropout=0.5, condition=Labels(5))
     positions = torch.arange(IMAGES)
     losses = total(loss_function(lambda x, t, y: network(x.to(dtype), t, y), moments, positions % 5, positions))
     losses.mean().backward()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dit_scale.conditioning import Labels
 from dit_scale.diffusion import build_objective, total
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
@@ -12,7 +13,7 @@ LATENTS = LatentSpec(channels=2, size=4, scale=(0.5,))
 
 
 def loss_function(name: str, label_dropout: float = 0.1) -> LossFunction:
-    return LossFunction(build_objective(name), LATENTS, seed=7, label_dropout=label_dropout, null_label=3)
+    return LossFunction(build_objective(name), LATENTS, seed=7, label_dropout=label_dropout, condition=Labels(3))
 
 
 def model() -> DiT:
