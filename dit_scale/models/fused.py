@@ -40,7 +40,8 @@ def add_and_norm(
     ``tokens`` and ``branch`` are [N, T, D], the vectors [N, 1, D]; with neither branch nor gate nothing is added. A GPU
     takes one pass over the tokens for all of it, where a compiler takes several.
     """
-    if ours := _kernels_for(tokens, has_kernels):
+    ours = _kernels_for(tokens, has_kernels)
+    if ours is not None:
         vector = None if gate is None else gate[:, 0]
         summed, modulated, _, _ = ours.add_and_norm(tokens, branch, vector, shift[:, 0], scale[:, 0], EPSILON)
         return summed, modulated
@@ -52,7 +53,8 @@ def add_and_norm(
 
 def linear_gelu(linear: nn.Linear, tokens: Tensor, has_kernels: bool = True) -> Tensor:
     """Return GELU, in its tanh form (arXiv 1606.08415), of a linear layer's output."""
-    if isinstance(linear, Linear) and (ours := _kernels_for(tokens, has_kernels)):
+    ours = _kernels_for(tokens, has_kernels)
+    if ours is not None and isinstance(linear, Linear):
         return ours.bias_gelu(F.linear(tokens, linear.weight), linear.bias)
     return F.gelu(linear(tokens), approximate="tanh")
 
