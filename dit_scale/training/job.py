@@ -15,6 +15,7 @@ from dit_scale.training import run_folder
 from dit_scale.training.build import build
 from dit_scale.training.loop import Loop
 from dit_scale.zero.batches import plan_batches
+from dit_scale.zero.engine import check_engine
 
 
 def train(config: Config, stop: StopRequest) -> None:
@@ -24,7 +25,8 @@ def train(config: Config, stop: StopRequest) -> None:
     set_threads(world, config.engine.threads_per_rank)
     if device == "cpu":
         keep_freed_memory()
-    plan_batches(config.train, world.world_size)  # refuse early what cannot be split
+    plan_batches(config.train, world.world_size)  # refuse early what cannot be split, and what no engine does
+    check_engine(config.engine, config.train)
     with ExitStack() as stack:
         recorder = Recorder(Path(config.run_dir), world, config.engine.zero_stage)
         stack.enter_context(full_disk_explained(config.run_dir, name="run folder"))
