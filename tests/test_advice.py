@@ -61,6 +61,7 @@ EXCEPTIONS = {
     ("dit_scale.evaluation.extractors", "--weights"): "the same",
     ("dit_scale.interop.exporting", "model.label_dropout"): "says how the run was trained; the advice follows it",
     ("dit_scale.interop.exporting", "model.mlp_ratio"): "the same",
+    ("dit_scale.models.operators", "engine.kernels"): "sampling asks for no forward-mode derivative",
     ("dit_scale.jobs.submit", "--num-samples"): "the command line of a stage",
     ("dit_scale.jobs.submit", "--out"): "the command line of a stage",
 }

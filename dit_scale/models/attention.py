@@ -91,7 +91,7 @@ def _choose_backend(requested: str, device_type: str, dtype: torch.dtype, is_com
     else:
         obstacle = ""
         if requested == "xformers" and not has_kernels:
-            obstacle = "it is no operator of PyTorch's, and kernels are off (engine.kernels)"
+            obstacle = "it is no operator of PyTorch's, and kernels are off"
         elif requested == "xformers":
             obstacle = _obstacle(device_type, dtype)
         elif requested in ON_CUDA and device_type != "cuda":
