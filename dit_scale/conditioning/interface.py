@@ -55,6 +55,12 @@ class Condition(ABC):
     def embedding(self, hidden_size: int) -> nn.Module:
         """Return the network's ``y_embedder``, which maps values [N, ...] to [N, hidden_size]."""
 
+    def empty(self, count: int, device: str) -> Tensor:
+        """Return values of the right shape and type whose numbers mean nothing, for what looks at shapes alone."""
+        if self.stored is None:
+            return torch.empty(count, dtype=torch.int64, device=device)
+        return torch.empty(count, *self.stored.shape, dtype=getattr(torch, self.stored.dtype), device=device)
+
     def choices(self, class_names: ClassNames) -> ClassNames:
         """Return the names of what samplers may be asked for, in the order of the values 0, 1, …
 

@@ -17,6 +17,7 @@ from dit_scale.data.loader import Loader
 from dit_scale.data.mds import to_mds, to_tar
 from dit_scale.diffusion import build_objective, total
 from dit_scale.errors import InputError
+from dit_scale.planning.measuring import products_of
 from dit_scale.recipe import model_of
 from dit_scale.sampling import SamplingSettings, sample_latents
 from dit_scale.training.data import open_dataset
@@ -71,6 +72,7 @@ def test_a_text_is_read_dropped_embedded_and_guides(container: str, tmp_path: Pa
             assert model.y_embedder.linear.weight.grad.abs().sum() > 0
             optimizer.step()
             optimizer.zero_grad()
+    assert products_of(model.config).training > 0  # plan sees it, too
     settings = SamplingSettings(num_sampling_steps=3, cfg_scale=2.0)
     text, indices = batch.conditions[:2], torch.arange(2)
     settings.check(loss_function.objective, LATENTS.channels, model.out_channels, model.condition.has_null)
