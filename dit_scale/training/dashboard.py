@@ -54,9 +54,7 @@ class Dashboard:
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Log the metrics of one step."""
-        values = {key: value for key, value in metrics.items() if key not in ("step", "time", "losses")}
-        values |= {f"loss/{name}": value for name, value in metrics.get("losses", {}).items()}
-        values = {key: value for key, value in values.items() if value is not None}
+        values = values_of(metrics)
         self._ask(lambda run: run.log(values, step=metrics["step"]))
 
     def log_picture(self, path: Path, step: int) -> None:
@@ -141,6 +139,13 @@ class Dashboard:
         if self._folder is not None and not self._has_said:
             self._has_said = True
             log.info("what wandb has of this run is on disk; to send it later: wandb sync %s", self._folder)
+
+
+def values_of(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return what wandb is told of a step's line of metrics: terms of the loss by a name each, nothing unknown."""
+    values = {key: value for key, value in metrics.items() if key not in ("step", "time", "losses")}
+    values |= {f"loss/{name}": value for name, value in metrics.get("losses", {}).items()}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def wandb_mode(settings: WandbConfig) -> Mode:
