@@ -29,6 +29,8 @@ TRIED = {
     "dit_scale/cli/data.py": "tests/preprocessing/test_index.py",
     "dit_scale/cli/interchange.py": "tests/interop/test_exchange.py",
     "dit_scale/cli/samples.py": "tests/interop/test_exchange.py",
+    "dit_scale/conditioning/interface.py": "here",
+    "dit_scale/conditioning/none.py": "one name in place of all",
     "dit_scale/config/encoding.py": "tests/preprocessing/test_source_labels.py",
     "dit_scale/config/training.py": "tests/data/test_mixture.py",
     "dit_scale/data/dataset.py": "tests/data/test_mixture.py",
