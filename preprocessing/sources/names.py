@@ -8,6 +8,7 @@ from dit_scale.image_files import IMAGE_ENDINGS
 
 LIST_ENDINGS = frozenset({".jsonl", ".csv"})
 _LONGEST_ENDING = 12
+_OF_A_SYSTEM = frozenset({"__MACOSX", "lost+found", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"})
 
 LeftOut = Counter[str]
 """How many files a listing leaves out, by what they are."""
@@ -29,8 +30,8 @@ def is_tar(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden, as what a Mac leaves beside each file."""
-    return name.startswith(".")
+    """Return whether a file or folder is hidden, as what a Mac leaves beside each file, or is a system's own."""
+    return name.startswith(".") or name in _OF_A_SYSTEM
 
 
 def ending_of(name: str) -> str:
