@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dit_scale.classes import ClassNames, as_number, in_words, read_names
+from dit_scale.classes import ClassNames, as_number, in_words
+from dit_scale.data.class_files import read_names
 from dit_scale.errors import InputError, few, nearest
 from preprocessing.sources.names import to_bytes
 
@@ -81,12 +82,12 @@ def name_numbers(highest: int, given: ClassNames | None, where: str) -> list[str
     return list(given) if given is not None else [str(label) for label in range(highest + 1)]
 
 
-def check_counted_from_zero(counts: npt.NDArray[np.int64], where: str, take: str) -> None:
+def check_counted_from_zero(counts: npt.NDArray[np.int64], where: str, take: str, thing: str = "image") -> None:
     """Raise InputError where labels count from 1, by how often each occurs; ``take`` is what allows it."""
     if len(counts) > 1 and counts[0] == 0 and counts[1:].all():
         raise InputError(
-            f"the labels of {where} count from 1 to {len(counts) - 1}, so that class 0 would have no image; write "
-            f"each label less 1 ({take} keeps a class 0 without images)"
+            f"the labels of {where} count from 1 to {len(counts) - 1}, so that class 0 would have no {thing}; write "
+            f"each label less 1 ({take} keeps a class 0 without {thing}s)"
         )
 
 

@@ -21,10 +21,10 @@ _KINDS_SHOWN = 5
 
 def summary(source: Source) -> str:
     """Return images, classes, the smallest and the largest class, and what was left out, in a line each."""
-    return found(ClassNames(source.class_names), source.images_per_class(), source.left_out, "image")
+    return found_in_words(ClassNames(source.class_names), source.images_per_class(), source.left_out, "image")
 
 
-def found(names: ClassNames, counts: npt.NDArray[np.int64], left_out: LeftOut, thing: str) -> str:
+def found_in_words(names: ClassNames, counts: npt.NDArray[np.int64], left_out: LeftOut, thing: str) -> str:
     """Return what ``summary`` does of ``thing``s, by how many each class has."""
     return "\n".join(_lines(names, counts, left_out, thing))
 
