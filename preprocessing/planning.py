@@ -57,7 +57,7 @@ def _undone_if_refused(state: Path) -> Iterator[None]:
     made = [folder for folder in (state, *state.parents) if not folder.exists()]
     try:
         yield
-    except InputError:
+    except (InputError, Failure):
         with suppress(OSError):  # another process may be at work here
             if made and {path.name for path in state.iterdir()} == {_LOCK}:
                 (state / _LOCK).unlink()

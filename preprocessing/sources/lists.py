@@ -127,8 +127,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield rows.line_num, row
         except csv.Error as error:
             raise InputError(
-                f"line {rows.line_num} of '{path}' is not CSV: it ends within quotes, or has a field too long "
-                f"or a zero byte; fix it"
+                f"'{path}' is not CSV after line {rows.line_num}: a quote is not closed, a field is longer than "
+                f"{csv.field_size_limit():,} characters, or a byte is zero; fix it"
             ) from error
 
 

@@ -32,90 +32,6 @@ def _labels(source: Source) -> dict[str, int]:
     return {source.name(i): source.label(i) for i in range(len(source))}
 
 
-def test_imagenet_as_downloaded_is_refused_above_its_training_folder(tmp_path: Path) -> None:
-    train = "ILSVRC/Data/CLS-LOC/train"
-    _write(
-        tmp_path,
-        f"{train}/n01440764/a.JPEG",
-        f"{train}/n01443537/b.JPEG",
-        "ILSVRC/Annotations/CLS-LOC/train/n01440764/a.xml",
-    )
-    _write(tmp_path, "ILSVRC/Data/CLS-LOC/val/v.JPEG", "ILSVRC/Data/CLS-LOC/test/t.JPEG", "ILSVRC/ImageSets/x.txt")
-    for level in ("", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC"):
-        with pytest.raises(InputError, match=rf"did you mean source.path={tmp_path}/{train}\? \(source.check_labels"):
-            _listed(tmp_path / level)
-    assert _listed(tmp_path / train).class_names == ["n01440764", "n01443537"]
-    assert _listed(tmp_path / "ILSVRC/Data/CLS-LOC", check_labels=False).class_names == ["test", "train", "val"]
-
-
-@pytest.mark.parametrize(
-    ("files", "meant"),
-    [
-        (("train/a/1.png", "val/a/1.png"), "train"),
-        (("test/a/1.png", "Training/b/1.png"), "Training"),
-        (("valid_64x64/1.png", "train_64x64/1.png"), None),
-        (("train/1.png", "about/x.txt"), None),
-        (("data/val/a/1.png", "data/train/a/1.png"), "data/train"),
-        (("train/x.tar", "val/x.tar"), "train"),
-        (("train/n01443537/images/1.JPEG", "train/n01443538/images/1.JPEG", "wnids.txt"), "train"),
-        (("flowers/rose/1.png", "flowers/tulip/1.png"), "flowers"),
-        (("ant/wild/1.png", "bee/wild/1.png"), None),
-    ],
-)
-def test_splits_and_folders_of_folders_are_no_classes(
-    tmp_path: Path, files: tuple[str, ...], meant: str | None
-) -> None:
-    _write(tmp_path, *files)
-    message = rf"did you mean source.path={tmp_path}/{meant}\? \(" if meant else r"; give [^;]+ \(source.check_labels=f"
-    with pytest.raises(InputError, match=message):
-        _listed(tmp_path)
-    if files[0].endswith(".png"):
-        assert len(_listed(tmp_path, check_labels=False)) == sum(name.endswith(".png") for name in files)
-        names = sorted({name.partition("/")[0] for name in files})
-        (tmp_path / "names").write_text("\n".join(names))
-        assert _listed(tmp_path, class_names=str(tmp_path / "names")).class_names == names
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        ("train/1.png", "bus/1.png"),  # a train
-        ("ant/1.png", "ant/wild/2.png", "bee/2.png"),
-        ("n01443537/images/1.JPEG", "n01443538/images/1.JPEG", "n01443537/boxes.txt"),  # Tiny ImageNet's
-        ("00000/00000.png", "00009/00000.png"),
-    ],
-)
-def test_folders_that_may_be_meant_are_taken(tmp_path: Path, files: tuple[str, ...]) -> None:
-    assert len(_listed(_write(tmp_path, *files))) == sum(not name.endswith(".txt") for name in files)
-
-
-def test_splits_are_no_classes_in_other_formats_either(tmp_path: Path) -> None:
-    for name in ("train.tar", "val.tar"):
-        (tmp_path / name).write_bytes(tar_of({"x.png": IMAGE}))
-    with pytest.raises(InputError, match=r"would be splits \('train', 'val'\)"):
-        _listed(tmp_path, format="class_tars")
-    (tmp_path / "all.tar").write_bytes(
-        tar_of({name: (tmp_path / name).read_bytes() for name in ("train.tar", "val.tar")})
-    )
-    with pytest.raises(InputError, match=r"would be splits"):
-        _listed(tmp_path / "all.tar")
-    _write(tmp_path, "x.png", "y.png")
-    (tmp_path / "list.csv").write_text("path,label\nx.png,train\ny.png,val\n")
-    with pytest.raises(InputError, match=r"would be splits"):
-        _listed(tmp_path / "list.csv")
-    assert _listed(tmp_path / "list.csv", check_labels=False).class_names == ["train", "val"]
-
-
-def test_a_tar_of_class_folders_is_no_class(tmp_path: Path) -> None:
-    for names in (("t/ant/x.png", "t/bee/x.png"), ("ant/x.png", "antlion/x.png")):
-        (tmp_path / "all.tar").write_bytes(tar_of(dict.fromkeys(names, IMAGE)))
-        with pytest.raises(InputError, match=r"tar of class 'all' .* only folders with images; unpack it"):
-            _listed(tmp_path, format="class_tars")
-    assert _listed(tmp_path, format="class_tars", check_labels=False).class_names == ["all"]
-    (tmp_path / "all.tar").write_bytes(tar_of({"ant/x.png": IMAGE, "ant/wild/x.png": IMAGE}))
-    assert len(_listed(tmp_path, format="class_tars")) == 2
-
-
 def _edm(root: Path, labels: object) -> Path:
     _write(root, *(f"{number // 1000:05d}/img{number:08d}.png" for number in (0, 1, 1000)))
     (root / "dataset.json").write_text(json.dumps({"labels": labels}))
@@ -140,7 +56,14 @@ def test_a_folder_of_edm_has_the_labels_of_its_dataset_json(tmp_path: Path) -> N
         ([["00000/img00000000.png", [0.5, 0.1]]], r"pair 1 of '.*dataset.json' has .* label \[0.5, 0.1\]; give a path"),
         ([["00000/img00000009.png", 0]], r"pair 1 of '.*' names '00000/img00000009.png', which is not in"),
         ([["00000/img-mean-std-00000000.npy", 0]], r"lists arrays \('00000/img-.*'\), which are latents already"),
-        ([["00000/img00000000.png", 0], [1]], r"holds no list of labels"),
+        (
+            [["00000/img00000000.png", 0], [1]],
+            r"pair 2 of '.*' holds no path and label; write {.*dataset_tool.py, or",
+        ),
+        (
+            [["00000/img00000000.png", 0], 1],
+            r"is not a list of EDM's: expected 'labels.1' to be a list, found 1;",
+        ),
     ],
 )
 def test_folders_of_edm_without_labels_are_refused(tmp_path: Path, labels: object, message: str) -> None:
@@ -171,7 +94,40 @@ def test_numbers_that_are_not_the_labels_are_told(tmp_path: Path) -> None:
     source = _listed(_write(tmp_path, "1/x.png", "2/x.png", "10/x.png"))
     assert source.class_names == ["1", "2", "10"]
     assert "labels are places in the order of the classes, not their names: class '1' is label 0" in summary(source)
-    assert _listed(_write(tmp_path, "b/x.png")).class_names == ["1", "10", "2", "b"], "names are sorted as text"
+    mixed = _listed(_write(tmp_path, "b/x.png"))
+    assert mixed.class_names == ["1", "10", "2", "b"], "names are sorted as text"
+    assert "which is that of text: class '10' is label 1, before '2'; a file of class names gives" in summary(mixed)
+
+
+def test_a_folder_without_images_or_of_a_system_does_not_change_the_order(tmp_path: Path) -> None:
+    numbers = [str(number) for number in range(12)]
+    _write(tmp_path, *(f"{number}/x.png" for number in numbers), "__MACOSX/3/x.png", "3/@eaDir/x.png", ".thumbs/x.png")
+    for name in ("lost+found", "other"):
+        (tmp_path / name).mkdir()
+    source = _listed(tmp_path)
+    assert source.class_names == [*numbers, "other"]
+    assert list(_labels(source)) == sorted(f"{number}/x.png" for number in numbers)
+    assert all(name.startswith(f"{label}/") for name, label in _labels(source).items())
+    assert "without an image: 1 class, 'other'" in summary(source)
+    assert source.left_out["hidden files"] == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([f"class_{number}" for number in range(12)], "class 'class_11' is label 3, before 'class_2'"),
+        ([f"{number}_name" for number in range(12)], "class '11_name' is label 2, before '1_name'"),
+        ([f"class_{number:02d}" for number in range(12)], None),
+        (["ant", "n01440764", "n01443537"], None),
+        (["a10", "b2"], None),
+    ],
+)
+def test_numbers_in_names_that_are_not_in_order_are_told(tmp_path: Path, names: list[str], said: str | None) -> None:
+    """The labels stay those of text: a model that is fine-tuned may have them."""
+    source = _listed(_write(tmp_path, *(f"{name}/x.png" for name in names)))
+    assert source.class_names == sorted(names)
+    assert said is None or f"which is that of text: {said}; a file of class names gives another" in summary(source)
+    assert ("labels are places" in summary(source)) == (said is not None)
 
 
 def test_an_encoding_that_was_begun_in_another_order_does_not_change_its_labels(tmp_path: Path) -> None:
@@ -265,7 +221,7 @@ def test_a_summary_never_prints_a_thousand_names(tmp_path: Path) -> None:
     assert "the smallest class with images has 1 ('class-7'), the largest 2 ('class-8')" in summary(source)
     assert "without an image: 298 classes, 'class-0', 'class-1', 'class-10', 'class-100', " in summary(source)
     assert "others (45)" in summary(source)
-    assert len(summary(source)) < 500
+    assert len(summary(source)) < 700
 
 
 def test_classes_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -306,3 +262,26 @@ def test_rank_zero_says_once_what_was_found_before_it_encodes(
         monkeypatch.setenv(name, str(value))
     encode(config)
     assert "found" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_output_there", [False, True])
+def test_a_refused_encode_leaves_nothing_behind(tmp_path: Path, is_output_there: bool) -> None:
+    output = tmp_path / "a" / "out"
+    if is_output_there:
+        output.mkdir(parents=True)
+    _write(tmp_path / "tree", "train/x.png", "val/x.png")
+    settings = [f"source.path={tmp_path / 'tree'}", f"output={output}", "image_size=32", "decode_workers=0"]
+    for more, said in (
+        (["autoencoder.name=pca"], "would be splits"),
+        ([f"autoencoder.name={tmp_path / 'tree'}", "source.check_labels=false"], "tree"),
+    ):
+        with pytest.raises(InputError, match=said):
+            encode(load_config(EncodeConfig, None, [*settings, *more]))
+        assert output.exists() == is_output_there
+        assert (tmp_path / "a").exists() == is_output_there
+        assert not is_output_there or not any(output.iterdir())
+    encode(load_config(EncodeConfig, None, [*settings, "autoencoder.name=pca", "source.check_labels=false"]))
+    before = sorted(path.name for path in output.rglob("*"))
+    with pytest.raises(InputError, match="would be splits"):
+        encode(load_config(EncodeConfig, None, [*settings, "autoencoder.name=pca"]))
+    assert sorted(path.name for path in output.rglob("*")) == before
