@@ -256,9 +256,7 @@ def test_verify_names_latents_that_are_not_finite(
         with pytest.raises(SystemExit):
             main(["verify", str(tmp_path), *more])
         said = capsys.readouterr().err
-        assert (
-            "are infinite or not a number, as their mean and deviation in its manifest.json are; delete" in said
-        )
+        assert "are infinite or not a number, as their mean and deviation in its manifest.json are; delete" in said
 
 
 def test_nothing_of_anybody_is_written_over(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

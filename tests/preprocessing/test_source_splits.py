@@ -158,9 +158,7 @@ def test_a_folder_of_images_beside_their_labels_is_no_class(tmp_path: Path) -> N
     assert _labels(source) == {"val_0.JPEG": 1, "val_1.JPEG": 0}
     assert _listed(tmp_path, check_labels=False).images_per_class().tolist() == [2, 0]
     (tmp_path / "names").write_text("images\nparts\n")
-    with pytest.raises(
-        InputError, match=rf"source.path={tmp_path}/images source.labels=FILE with a line an image "
-    ):
+    with pytest.raises(InputError, match=rf"source.path={tmp_path}/images source.labels=FILE with a line an image "):
         _listed(_write(tmp_path, "about.txt"))
     assert len(_listed(tmp_path, class_names=str(tmp_path / "names"))) == 2
     for name in ("imgs", "jpg", "images1024x1024", "data"):
