@@ -5,44 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from dit_scale.config import SourceConfig
 from dit_scale.errors import InputError
-from preprocessing.sources import Source, list_source
-from tests.preprocessing.images import encoded, picture, tar_of
-
-IMAGE = encoded(picture(0))
-
-
-def _listed(path: Path, **settings: object) -> Source:
-    return list_source(SourceConfig(path=str(path), **settings))  # type: ignore[arg-type]
-
-
-def _write(root: Path, *names: str) -> Path:
-    """Write images, and empty files where a name has another ending."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(IMAGE if Path(name).suffix in (".png", ".JPEG") else b"")
-    return root
-
-
-def _labels(source: Source) -> dict[str, int]:
-    return {source.name(i): source.label(i) for i in range(len(source))}
+from tests.preprocessing.images import tar_of
+from tests.preprocessing.listing import IMAGE, labels_of, listed, write
 
 
 def test_imagenet_as_downloaded_is_refused_above_its_training_folder(tmp_path: Path) -> None:
     train = "ILSVRC/Data/CLS-LOC/train"
-    _write(
+    write(
         tmp_path,
         f"{train}/n01440764/a.JPEG",
         f"{train}/n01443537/b.JPEG",
         "ILSVRC/Annotations/CLS-LOC/train/n01440764/a.xml",
     )
-    _write(tmp_path, "ILSVRC/Data/CLS-LOC/val/v.JPEG", "ILSVRC/Data/CLS-LOC/test/t.JPEG", "ILSVRC/ImageSets/x.txt")
+    write(tmp_path, "ILSVRC/Data/CLS-LOC/val/v.JPEG", "ILSVRC/Data/CLS-LOC/test/t.JPEG", "ILSVRC/ImageSets/x.txt")
     for level in ("", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC"):
         with pytest.raises(InputError, match=rf"did you mean source.path={tmp_path}/{train}\? \(source.check"):
-            _listed(tmp_path / level)
-    assert _listed(tmp_path / train).class_names == ["n01440764", "n01443537"]
-    assert _listed(tmp_path / "ILSVRC/Data/CLS-LOC", check_labels=False).class_names == ["test", "train", "val"]
+            listed(tmp_path / level)
+    assert listed(tmp_path / train).class_names == ["n01440764", "n01443537"]
+    assert listed(tmp_path / "ILSVRC/Data/CLS-LOC", check_labels=False).class_names == ["test", "train", "val"]
 
 
 @pytest.mark.parametrize(
@@ -73,15 +54,15 @@ def test_imagenet_as_downloaded_is_refused_above_its_training_folder(tmp_path: P
 def test_splits_and_folders_of_folders_are_no_classes(
     tmp_path: Path, files: tuple[str, ...], meant: str | None
 ) -> None:
-    _write(tmp_path, *files)
+    write(tmp_path, *files)
     message = rf"did you mean source.path={tmp_path}/{meant}\? \(" if meant else r"; give [^;]+ \(source.check_labels=f"
     with pytest.raises(InputError, match=message):
-        _listed(tmp_path)
+        listed(tmp_path)
     if files[0].endswith(".png"):
-        assert len(_listed(tmp_path, check_labels=False)) == sum(name.endswith(".png") for name in files)
+        assert len(listed(tmp_path, check_labels=False)) == sum(name.endswith(".png") for name in files)
         names = sorted({name.partition("/")[0] for name in files})
         (tmp_path / "names").write_text("\n".join(names))
-        assert _listed(tmp_path, class_names=str(tmp_path / "names")).class_names == names
+        assert listed(tmp_path, class_names=str(tmp_path / "names")).class_names == names
 
 
 @pytest.mark.parametrize(
@@ -101,24 +82,24 @@ def test_splits_and_folders_of_folders_are_no_classes(
     ],
 )
 def test_folders_that_may_be_meant_are_taken(tmp_path: Path, files: tuple[str, ...]) -> None:
-    assert len(_listed(_write(tmp_path, *files))) == sum(not name.endswith(".txt") for name in files)
+    assert len(listed(write(tmp_path, *files))) == sum(not name.endswith(".txt") for name in files)
 
 
 def test_splits_are_no_classes_in_other_formats_either(tmp_path: Path) -> None:
     for name in ("train.tar", "val.tar"):
         (tmp_path / name).write_bytes(tar_of({"x.png": IMAGE}))
     with pytest.raises(InputError, match=r"would be splits \('train', 'val'\)"):
-        _listed(tmp_path, format="class_tars")
+        listed(tmp_path, format="class_tars")
     (tmp_path / "all.tar").write_bytes(
         tar_of({name: (tmp_path / name).read_bytes() for name in ("train.tar", "val.tar")})
     )
     with pytest.raises(InputError, match=r"would be splits"):
-        _listed(tmp_path / "all.tar")
-    _write(tmp_path, "x.png", "y.png")
+        listed(tmp_path / "all.tar")
+    write(tmp_path, "x.png", "y.png")
     (tmp_path / "list.csv").write_text("path,label\nx.png,train\ny.png,val\n")
     with pytest.raises(InputError, match=r"would be splits"):
-        _listed(tmp_path / "list.csv")
-    assert _listed(tmp_path / "list.csv", check_labels=False).class_names == ["train", "val"]
+        listed(tmp_path / "list.csv")
+    assert listed(tmp_path / "list.csv", check_labels=False).class_names == ["train", "val"]
 
 
 @pytest.mark.parametrize(
@@ -141,49 +122,49 @@ def test_tars_of_several_splits_are_refused(tmp_path: Path, stems: tuple[str, ..
     if splits:
         for given in ({}, {"class_names": str(tmp_path / "names")}):
             with pytest.raises(InputError, match=rf"the tars in '{tmp_path}' belong to several splits \({splits}\); m"):
-                _listed(tmp_path, **given)
-    assert len(_listed(tmp_path, check_labels=not splits)) == len(stems)
-    assert len(_listed(tmp_path / f"{stems[0]}.tar")) == 1
+                listed(tmp_path, **given)
+    assert len(listed(tmp_path, check_labels=not splits)) == len(stems)
+    assert len(listed(tmp_path / f"{stems[0]}.tar")) == 1
 
 
 def test_a_folder_of_images_beside_their_labels_is_no_class(tmp_path: Path) -> None:
     """Tiny ImageNet's val; the sentence's settings work."""
-    _write(tmp_path, "images/val_0.JPEG", "images/val_1.JPEG", "parts/x.md")
+    write(tmp_path, "images/val_0.JPEG", "images/val_1.JPEG", "parts/x.md")
     (tmp_path / "val_annotations.txt").write_text("val_0.JPEG\tn01443537\t0\t32\nval_1.JPEG\tn01440764\t1\t2\n")
     with pytest.raises(InputError, match=r"the one class folder of '.*' is 'images', which says nothing") as caught:
-        _listed(tmp_path)
+        listed(tmp_path)
     path, labels = re.findall(r"source.path=(\S+) source.labels=(\S+)", str(caught.value))[0]
-    source = _listed(Path(path), labels=labels)
+    source = listed(Path(path), labels=labels)
     assert source.class_names == ["n01440764", "n01443537"]
-    assert _labels(source) == {"val_0.JPEG": 1, "val_1.JPEG": 0}
-    assert _listed(tmp_path, check_labels=False).images_per_class().tolist() == [2, 0]
+    assert labels_of(source) == {"val_0.JPEG": 1, "val_1.JPEG": 0}
+    assert listed(tmp_path, check_labels=False).images_per_class().tolist() == [2, 0]
     (tmp_path / "names").write_text("images\nparts\n")
     with pytest.raises(InputError, match=rf"source.path={tmp_path}/images source.labels=FILE with a line an image "):
-        _listed(_write(tmp_path, "about.txt"))
-    assert len(_listed(tmp_path, class_names=str(tmp_path / "names"))) == 2
+        listed(write(tmp_path, "about.txt"))
+    assert len(listed(tmp_path, class_names=str(tmp_path / "names"))) == 2
     for name in ("imgs", "jpg", "images1024x1024", "data"):
         (tmp_path / "images").rename(tmp_path / name)
         with pytest.raises(InputError, match=f"is '{name}', which says nothing"):
-            _listed(tmp_path)
+            listed(tmp_path)
         (tmp_path / name).rename(tmp_path / "images")
 
 
 def test_a_class_whose_images_lie_deeper_than_those_of_the_others(tmp_path: Path) -> None:
-    _write(tmp_path, "cat/1.png", "cow/x/2.png", "dog/3.png")
+    write(tmp_path, "cat/1.png", "cow/x/2.png", "dog/3.png")
     said = r"class folder 'cow' of '.*' holds no image itself, only folders with images \('x'\), and 'cat' beside it "
     with pytest.raises(InputError, match=rf"{said}holds its own; move the images of 'cow' up into it \(source.check"):
-        _listed(tmp_path)
-    assert _listed(tmp_path, check_labels=False).images_per_class().tolist() == [1, 1, 1]
+        listed(tmp_path)
+    assert listed(tmp_path, check_labels=False).images_per_class().tolist() == [1, 1, 1]
     with pytest.raises(InputError, match=rf"up into it, or give source.path={tmp_path}/cow where they are the classes"):
-        _listed(_write(tmp_path, "cow/y/2.png"))
-    assert _listed(tmp_path / "cow").class_names == ["x", "y"]
+        listed(write(tmp_path, "cow/y/2.png"))
+    assert listed(tmp_path / "cow").class_names == ["x", "y"]
 
 
 def test_a_tar_of_class_folders_is_no_class(tmp_path: Path) -> None:
     for names in (("t/ant/x.png", "t/bee/x.png"), ("ant/x.png", "antlion/x.png")):
         (tmp_path / "all.tar").write_bytes(tar_of(dict.fromkeys(names, IMAGE)))
         with pytest.raises(InputError, match=r"tar of class 'all' .* only folders with images; unpack it"):
-            _listed(tmp_path, format="class_tars")
-    assert _listed(tmp_path, format="class_tars", check_labels=False).class_names == ["all"]
+            listed(tmp_path, format="class_tars")
+    assert listed(tmp_path, format="class_tars", check_labels=False).class_names == ["all"]
     (tmp_path / "all.tar").write_bytes(tar_of({"ant/x.png": IMAGE, "ant/wild/x.png": IMAGE}))
-    assert len(_listed(tmp_path, format="class_tars")) == 2
+    assert len(listed(tmp_path, format="class_tars")) == 2
