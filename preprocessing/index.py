@@ -22,7 +22,7 @@ from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE, LatentSpec
 from preprocessing.arrays import Sample, read_array, samples_of
 from preprocessing.job import STATE_FOLDER
 from preprocessing.sources.archives import tars_of
-from preprocessing.sources.classes import check_counted_from_zero, name_numbers
+from preprocessing.sources.classes import check_counted_from_zero, numbers_up_to
 from preprocessing.sources.layout import check_one_split
 from preprocessing.sources.names import LeftOut
 from preprocessing.sources.summary import found_in_words, plural
@@ -61,7 +61,7 @@ def index(folder: Path, description: Description) -> Manifest:
         raise InputError(f"'{folder}' holds no .tar file; give a folder of webdataset tars of latents")
     _check_free(folder, tars)
     if description.check_labels:
-        check_one_split(tars, f"{_TAKE} takes them together")
+        check_one_split(tars, _TAKE)
     make_writable_folder(folder, "folder")
     autoencoder = load_autoencoder(description.autoencoder)
     found, names = _list(folder, tars, description)
@@ -110,7 +110,7 @@ def _list(folder: Path, tars: list[Path], description: Description) -> tuple[dic
         raise InputError(f"no tar holds a member KEY.{description.member} with a label; give the right --member")
     highest, names = int(labels.max()), description.class_names
     if names is None:
-        names = ClassNames(name_numbers(highest, None, f"'{folder}'"))
+        names = ClassNames(numbers_up_to(highest, f"'{folder}'"))
     elif highest >= len(names):
         raise InputError(
             f"label {highest} occurs, but there are {len(names)} class names; labels count from 0: give all names, or "

@@ -77,9 +77,15 @@ def name_numbers(highest: int, given: ClassNames | None, where: str) -> list[str
         raise InputError(
             f"label {highest} of {where} is beyond the {len(given)} names of source.class_names; labels count from 0"
         )
+    numbers = numbers_up_to(highest, where)
+    return numbers if given is None else list(given)
+
+
+def numbers_up_to(highest: int, where: str) -> list[str]:
+    """Return the numbers up to the highest label as text; raises InputError for one beyond all classes."""
     if highest >= _MOST_CLASSES:
         raise InputError(f"label {highest} of {where} is no class number; number the classes 0, 1, 2, …")
-    return list(given) if given is not None else [str(label) for label in range(highest + 1)]
+    return [str(label) for label in range(highest + 1)]
 
 
 def check_counted_from_zero(counts: npt.NDArray[np.int64], where: str, take: str, thing: str = "image") -> None:

@@ -40,13 +40,13 @@ def check_not_splits(names: Sequence[str], path: Path) -> None:
         raise InputError(f"the classes of '{path}' would be splits ({named}){_meant(path)} ({_TAKE} them as classes)")
 
 
-def check_one_split(tars: Sequence[Path], take: str = f"{_TAKE} them together") -> None:
+def check_one_split(tars: Sequence[Path], take: str) -> None:
     """Raise InputError where the names of tars side by side are those of several splits; ``take`` is what allows it."""
     if splits := splits_of_shards(tar.stem for tar in tars):
         named = few(f"'{name}'" for name in splits)
         raise InputError(
             f"the tars in '{tars[0].parent}' belong to several splits ({named}); move those of each split to a folder "
-            f"of its own ({take})"
+            f"of its own ({take} takes them together)"
         )
 
 

@@ -20,6 +20,7 @@ from preprocessing.sources.table import Source, Table
 from preprocessing.sources.tars import list_plain_tars, list_tars
 
 _MEMBERS_LOOKED_AT = 16
+_TAKE = "source.check_labels=false"
 
 
 def list_source(config: SourceConfig) -> Source:
@@ -37,7 +38,7 @@ def list_source(config: SourceConfig) -> Source:
     _check_fits(path, format_, config)
     given = read_class_names(Path(config.class_names)) if config.class_names else None
     if format_ == "tars" and config.check_labels:
-        check_one_split(tars_of(path))
+        check_one_split(tars_of(path), _TAKE)
     left_out = _beside_tars(path) if format_ in ("tars", "class_tars") and path.is_dir() else LeftOut()
     class_names, table = _listed(path, format_, config, given, left_out)
     if not len(table):
@@ -85,7 +86,7 @@ def _check_meant(source: Source, format_: str, path: Path) -> None:
     if format_ == "folders":
         check_says_what_it_shows(path, present)
     if format_ in ("flat", "tars", "list") and source.class_names[0] == "0":
-        check_counted_from_zero(counts, f"'{path}'", "source.check_labels=false")
+        check_counted_from_zero(counts, f"'{path}'", _TAKE)
 
 
 def _format_of(path: Path, config: SourceConfig) -> str:
