@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
 
 from dit_scale.errors import InputError, few, nearest
 
@@ -79,24 +78,6 @@ class ClassNames(tuple[str, ...]):
 def as_number(text: str) -> int | None:
     """Return the class number that a text says, or None where it says something else."""
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
-
-
-def read_names(path: Path, option: str, errors: str = "strict", otherwise: str = "") -> ClassNames:
-    """Read class names, a name a line, in the order of the labels; ``option`` is who asked for the file.
-
-    Raises InputError where it is no text or holds no name.
-    """
-    try:
-        lines = path.read_text("utf-8-sig", errors).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(
-            f"{option} '{path}' cannot be read ({reason}); give a text file with a name a line{otherwise}"
-        ) from error
-    names = ClassNames(name for line in lines if (name := line.strip()))
-    if not names:
-        raise InputError(f"{option} '{path}' holds no name; write one a line")
-    return names
 
 
 def _grouped(names: Iterable[str]) -> dict[str, list[int]]:

@@ -31,7 +31,8 @@ def parsed(content: bytes | str, shape: type[T]) -> T:
     except UnicodeDecodeError as error:
         raise Misfit("expected JSON, found bytes that are not UTF-8 text") from error
     except json.JSONDecodeError as error:
-        where = f"text that is not, from line {error.lineno}, column {error.colno} on" if content else "an empty file"
+        line = f"line {error.lineno}, " if "\n" in error.doc else ""
+        where = f"text that is not, from {line}column {error.colno} on" if content else "an empty file"
         raise Misfit(f"expected JSON, found {where}") from error
     except (RecursionError, ValueError) as error:
         raise Misfit("expected JSON, found too many digits, or brackets within too many others") from error

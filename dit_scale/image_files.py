@@ -11,9 +11,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"})
 
 
+_OF_A_SYSTEM = frozenset({"__MACOSX", "lost+found", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"})
+
+
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden, as what a Mac leaves beside each file."""
-    return name.startswith(".")
+    """Return whether a file or folder is hidden, as what a Mac leaves beside each file, or is a system's own."""
+    return name.startswith(".") or name in _OF_A_SYSTEM
 
 
 def files_below(folder: str, start: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dit_scale.errors import InputError
 from dit_scale.files import atomic_write, remove
 from dit_scale.latents import LatentSpec
 from preprocessing.job import Job, Receipt, Rejection
+from preprocessing.sources.summary import plural
 
 REJECTED = "rejected.jsonl"
 
@@ -30,8 +31,9 @@ def finish(job: Job) -> Manifest | None:
     manifest = _manifest(job, whole, sums.statistics())
     manifest.write(job.output)
     print(
-        f"{manifest.num_records} records of {len(manifest.class_names)} classes in {len(manifest.shards)} shards "
-        f"in {job.output}, {manifest.rejected} images rejected, fingerprint {manifest.fingerprint[:12]}",
+        f"{plural(manifest.num_records, 'record')} of {plural(len(manifest.class_names), 'class', 'classes')} in "
+        f"{plural(len(manifest.shards), 'shard')} in {job.output}, {plural(manifest.rejected, 'image')} rejected, "
+        f"fingerprint {manifest.fingerprint[:12]}",
         file=sys.stderr,
         flush=True,
     )

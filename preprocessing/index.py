@@ -1,23 +1,33 @@
 """`dit-scale index`: make a folder of tars of latents that others wrote readable at random, without copying them."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dit_scale.autoencoder import FILE_NAME as AUTOENCODER_FILE
 from dit_scale.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
 from dit_scale.classes import ClassNames
-from dit_scale.data.foreign import Sample, samples, sha256_and_size
 from dit_scale.data.manifest import FILE_NAME, Manifest, ShardEntry, StoredArray, Transform
 from dit_scale.data.shards import is_sidecar, write_sidecar
 from dit_scale.data.statistics import LatentSums, no_latents
 from dit_scale.errors import InputError
-from dit_scale.files import full_disk_explained, make_writable_folder
+from dit_scale.files import full_disk_explained, make_writable_folder, sha256_file
 from dit_scale.kinds import kind_of
 from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE, LatentSpec
+from preprocessing.arrays import Sample, read_array, samples_of
 from preprocessing.job import STATE_FOLDER
+from preprocessing.sources.archives import tars_of
+from preprocessing.sources.classes import check_counted_from_zero, numbers_up_to
+from preprocessing.sources.layout import check_one_split
+from preprocessing.sources.names import LeftOut
+from preprocessing.sources.summary import found_in_words, plural
+
+_TAKE = "--no-check-labels"
 
 
 @dataclass(frozen=True)
@@ -35,23 +45,34 @@ class Description:
     """In the order of the labels; None takes the numbers."""
     member: str = "npy"
     """Ending of the members that hold the latents."""
+    check_labels: bool = True
+    """Refuse tars of several splits, and labels that count from 1."""
 
 
 def index(folder: Path, description: Description) -> Manifest:
-    """Write sidecars and a manifest beside the tars of a folder; the tars themselves stay as they are."""
+    """Write sidecars and a manifest beside the tars of a folder; the tars themselves stay as they are.
+
+    Where it is refused, none of these files is left.
+    """
     if folder.is_file():
         raise InputError(f"'{folder}' is {kind_of(folder)}, not a folder; give the folder that the tars lie in")
-    tars = sorted(folder.glob("*.tar"))
+    tars = tars_of(folder) if folder.is_dir() else []
     if not tars:
         raise InputError(f"'{folder}' holds no .tar file; give a folder of webdataset tars of latents")
     _check_free(folder, tars)
+    if description.check_labels:
+        check_one_split(tars, _TAKE)
     make_writable_folder(folder, "folder")
     autoencoder = load_autoencoder(description.autoencoder)
-    with full_disk_explained(folder, "which starts from scratch"):
-        manifest = _scan(tars, autoencoder, description)
+    found, names = _list(folder, tars, description)
+    with full_disk_explained(folder, "which starts from scratch"), _undone(folder, tars):
+        manifest = _scan(found, names, autoencoder, description)
         save_autoencoder(autoencoder, folder)
         manifest.write(folder)
-    print(f"{manifest.num_records} records in {len(tars)} shards, fingerprint {manifest.fingerprint[:12]}")
+    print(
+        f"{plural(manifest.num_records, 'record')} in {plural(len(tars), 'shard')}, "
+        f"fingerprint {manifest.fingerprint[:12]}"
+    )
     return manifest
 
 
@@ -66,14 +87,54 @@ def _check_free(folder: Path, tars: list[Path]) -> None:
             raise InputError(f"'{path}' stands where the sidecar of its tar belongs; move it, or the tars, elsewhere")
 
 
-def _scan(tars: list[Path], autoencoder: Autoencoder, description: Description) -> Manifest:
+@contextmanager
+def _undone(folder: Path, tars: list[Path]) -> Iterator[None]:
+    """Remove the sidecars, and the autoencoder where there was none, if what is done here fails."""
+    made = [tar.with_suffix(".npy") for tar in tars]  # those of an indexing that was killed may go, too
+    if not (folder / AUTOENCODER_FILE).exists():
+        made.append(folder / AUTOENCODER_FILE)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _list(folder: Path, tars: list[Path], description: Description) -> tuple[dict[Path, list[Sample]], ClassNames]:
+    """Return each tar's samples and the class names; say what was found, and refuse labels that cannot be meant."""
+    left_out = LeftOut()
+    found = {tar: samples_of(tar, description.member, left_out) for tar in tars}
+    labels = np.array([sample.label for samples in found.values() for sample in samples], np.int64)
+    if not len(labels):
+        raise InputError(f"no tar holds a member KEY.{description.member} with a label; give the right --member")
+    highest, names = int(labels.max()), description.class_names
+    if names is None:
+        names = ClassNames(numbers_up_to(highest, f"'{folder}'"))
+    elif highest >= len(names):
+        raise InputError(
+            f"label {highest} occurs, but there are {len(names)} class names; labels count from 0: give all names, or "
+            f"lower labels"
+        )
+    counts = np.bincount(labels, minlength=len(names))
+    print(found_in_words(names, counts, left_out, "record"), file=sys.stderr, flush=True)
+    if description.check_labels and description.class_names is None:
+        check_counted_from_zero(counts, f"'{folder}'", _TAKE, "record")
+    return found, names
+
+
+def _scan(
+    found: dict[Path, list[Sample]], names: ClassNames, autoencoder: Autoencoder, description: Description
+) -> Manifest:
     """Read all tars and write their sidecars; return the manifest."""
     scanned = _Scan(autoencoder, description)
     shards = []
-    for number, tar in enumerate(tars, 1):
-        shards.append(scanned.shard(tar))
-        print(f"indexed {number}/{len(tars)}  {tar.name}: {shards[-1].records} records", file=sys.stderr, flush=True)
-    return scanned.manifest(tuple(shards))
+    for number, (tar, samples) in enumerate(found.items(), 1):
+        shards.append(scanned.shard(tar, samples))
+        print(
+            f"indexed {number}/{len(found)}  {tar.name}: {plural(len(samples), 'record')}", file=sys.stderr, flush=True
+        )
+    return scanned.manifest(tuple(shards), names)
 
 
 class _Scan:
@@ -83,35 +144,28 @@ class _Scan:
         self._autoencoder, self._description = autoencoder, description
         self._shape: tuple[int, ...] | None = None
         self._dtype = ""
-        self._labels = -1
         self._sums: LatentSums | None = None
 
-    def shard(self, tar: Path) -> ShardEntry:
+    def shard(self, tar: Path, samples: list[Sample]) -> ShardEntry:
         """Read one tar and write its sidecar."""
         rows: list[tuple[Any, ...]] = []
-        for sample in samples(tar, self._description.member):
-            self._check(tar, sample)
-            self._labels = max(self._labels, sample.label)
-            moments = self._moments(sample)
-            sums = LatentSums.of(moments)
-            self._sums = sums if self._sums is None else self._sums + sums
-            rows.append((sample.key.encode(), sample.label, [sample.digest], sample.offset))
-        sha256, num_bytes = sha256_and_size(tar)
+        with tar.open("rb") as file:
+            for sample in samples:
+                stored = read_array(file, tar, sample.member)
+                self._check(tar, sample.key, stored.array)
+                moments = self._moments(stored.array)
+                sums = LatentSums.of(moments)
+                self._sums = sums if self._sums is None else self._sums + sums
+                rows.append((sample.key.encode(), sample.label, [stored.digest], stored.offset))
         longest = max((len(row[0]) for row in rows), default=1)
         columns = [("key", f"S{longest}"), ("label", "<i8"), ("digest", "<u8", (1,)), ("offset", "<i8")]
         sidecar_sha256 = write_sidecar(tar.with_suffix(".npy"), np.array(rows, np.dtype(columns)))
-        return ShardEntry(tar.name, len(rows), num_bytes, sha256, sidecar_sha256)
+        return ShardEntry(tar.name, len(rows), tar.stat().st_size, sha256_file(tar), sidecar_sha256)
 
-    def manifest(self, shards: tuple[ShardEntry, ...]) -> Manifest:
+    def manifest(self, shards: tuple[ShardEntry, ...], names: ClassNames) -> Manifest:
         """Return the manifest of all tars."""
-        if self._shape is None:
-            raise InputError(
-                f"no tar holds a member KEY.{self._description.member} with a label; give the right --member"
-            )
+        assert self._shape is not None  # some tar holds a sample
         description, channels, size = self._description, self._autoencoder.channels, self._shape[-1]
-        names = description.class_names or ClassNames(map(str, range(self._labels + 1)))
-        if self._labels >= len(names):
-            raise InputError(f"label {self._labels} occurs, but there are {len(names)} class names; give them all")
         return Manifest(
             latents=LatentSpec(
                 channels,
@@ -135,29 +189,31 @@ class _Scan:
         assert self._shape is not None
         return self._shape[-3] == 2 * self._autoencoder.channels
 
-    def _check(self, tar: Path, sample: Sample) -> None:
-        """Raise InputError unless a sample is like the first and like what the autoencoder makes."""
+    def _check(self, tar: Path, key: str, array: np.ndarray) -> None:
+        """Raise InputError unless an array is like the first, like what the autoencoder makes, and finite."""
         channels = self._autoencoder.channels
         if self._shape is None:
-            plain = sample.shape[1:] if len(sample.shape) == 4 and sample.shape[0] == 1 else sample.shape
+            plain = array.shape[1:] if len(array.shape) == 4 and array.shape[0] == 1 else array.shape
             if len(plain) != 3 or plain[0] not in (channels, 2 * channels) or plain[1] != plain[2]:
                 raise InputError(
-                    f"'{sample.key}' in '{tar}' has shape {sample.shape}; autoencoder "
+                    f"'{key}' in '{tar}' has shape {array.shape}; autoencoder "
                     f"'{self._autoencoder.identity['name']}' makes latents [{channels}, h, h] or moments "
                     f"[{2 * channels}, h, h]: give the autoencoder that made them"
                 )
             if plain[0] == 2 * channels and self._description.stored_scale != 1.0:
                 raise InputError("the tars hold moments, which are stored unscaled; leave --stored-scale out")
-            self._shape, self._dtype = sample.shape, sample.dtype
-        if (sample.shape, sample.dtype) != (self._shape, self._dtype):
+            self._shape, self._dtype = array.shape, array.dtype.name
+        if (array.shape, array.dtype.name) != (self._shape, self._dtype):
             raise InputError(
-                f"'{sample.key}' in '{tar}' is {sample.dtype} {sample.shape}, others are {self._dtype} {self._shape}; "
+                f"'{key}' in '{tar}' is {array.dtype.name} {array.shape}, others are {self._dtype} {self._shape}; "
                 f"one folder holds one kind"
             )
+        if not np.isfinite(array).all():
+            raise InputError(f"'{key}' in '{tar}' holds numbers that are infinite or not a number; write it again")
 
-    def _moments(self, sample: Sample) -> np.ndarray:
+    def _moments(self, stored: np.ndarray) -> np.ndarray:
         """Return raw moments [1, 2C, h, w]."""
-        array = sample.array.reshape(1, *sample.array.shape[-3:]).astype(np.float64)
+        array = stored.reshape(1, *stored.shape[-3:]).astype(np.float64)
         if self._has_variance:
             return array
         return np.concatenate(

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -37,15 +37,33 @@ _PATIENCE_SECONDS = 3600.0
 def prepare(config: EncodeConfig) -> Job:
     """Make a new job or go on with the folder's; raises InputError where the folder holds another.
 
-    The first process to come makes it, others on the same folder wait for that and find it made.
+    The first process to come makes it, others on the same folder wait for that and find it made. Where it is refused,
+    no folder is left that this call made.
     """
     state = Path(config.output) / STATE_FOLDER
-    make_writable_folder(state, "output folder")
-    source = list_source(config.source)  # before the lock: elements of an array list at the same time
-    with exclusive_lock(state / _LOCK, "{holder} does not end preparing the encoding; stop it", _PATIENCE_SECONDS):
-        job = _prepare(config, source)
-        job.discard_stale()
+    with _undone_if_refused(state):
+        make_writable_folder(state, "output folder")
+        source = list_source(config.source)  # before the lock: elements of an array list at the same time
+        with exclusive_lock(state / _LOCK, "{holder} does not end preparing the encoding; stop it", _PATIENCE_SECONDS):
+            state.mkdir(parents=True, exist_ok=True)  # who held the lock before may have been refused
+            job = _prepare(config, source)
+            job.discard_stale()
     return job
+
+
+@contextmanager
+def _undone_if_refused(state: Path) -> Iterator[None]:
+    """Remove the state folder and those above it that were not there, unless they hold an encoding by now."""
+    made = [folder for folder in (state, *state.parents) if not folder.exists()]
+    try:
+        yield
+    except (InputError, Failure):
+        with suppress(OSError):  # another process may be at work here
+            if made and {path.name for path in state.iterdir()} == {_LOCK}:
+                (state / _LOCK).unlink()
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def _prepare(config: EncodeConfig, source: Source) -> Job:

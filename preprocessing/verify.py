@@ -23,8 +23,15 @@ from dit_scale.progress import passed_on
 from preprocessing.encode import encode
 from preprocessing.job import STATE_FOLDER, Job
 from preprocessing.planning import CONFIG, prepare
+from preprocessing.sources.summary import plural
 
 _SAMPLED_RECORDS = 16
+_ENCODE_AGAIN = "encode the images again with another autoencoder"
+_REMAKE = {
+    "foreign": f"delete the {FILE_NAME} and run dit-scale index again, which names the first such record",
+    "tar": _ENCODE_AGAIN,
+    "mds": _ENCODE_AGAIN,
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ def verify(folder: Path, *, quick: bool = False, repair: bool = False, overrides
         )
     manifest = read_manifest(folder)
     load_autoencoder(manifest.autoencoder, folder=folder)  # raises where it is not the one that made the latents
+    _check_finite(folder, manifest)
     found = find_damage(folder, manifest, quick=quick)
     for damage in found:
         print(f"damaged: {damage.file}: {damage.how}", file=sys.stderr, flush=True)
@@ -62,10 +70,20 @@ def verify(folder: Path, *, quick: bool = False, repair: bool = False, overrides
         )
     what = f"{_SAMPLED_RECORDS} records a shard, sizes and sidecars" if quick else "every byte"
     print(
-        f"{folder}: {len(manifest.shards)} shards, {manifest.num_records} records, "
+        f"{folder}: {plural(len(manifest.shards), 'shard')}, {plural(manifest.num_records, 'record')}, "
         f"{sum(shard.bytes for shard in manifest.shards)} bytes; {what} checked, all as the manifest says "
         f"(fingerprint {manifest.fingerprint[:12]})"
     )
+
+
+def _check_finite(folder: Path, manifest: Manifest) -> None:
+    """Raise InputError where the statistics tell of latents that are not finite; they are sums over every record."""
+    statistics = manifest.statistics
+    if not np.isfinite([*statistics.mean, *statistics.std]).all():
+        raise InputError(
+            f"latents of '{folder}' are infinite or not a number, as their mean and deviation in its {FILE_NAME} are; "
+            f"{_REMAKE[manifest.container]}"
+        )
 
 
 def find_damage(folder: Path, manifest: Manifest, *, quick: bool = False) -> list[Damage]:

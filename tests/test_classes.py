@@ -1,11 +1,10 @@
 """Class names: labels decide, equal names stay apart, and no sentence lists a thousand of them."""
 
 import logging
-from pathlib import Path
 
 import pytest
 
-from dit_scale.classes import ClassNames, read_names
+from dit_scale.classes import ClassNames
 from dit_scale.errors import InputError, few, nearest
 
 SPECIAL = {0: "tench, Tinca tinca", 134: "crane", 517: "crane"}
@@ -78,18 +77,6 @@ def test_a_sentence_never_lists_all_names(count: int) -> None:
         assert 0 < len(sentence) < 300
     assert few(names[:2]) == ", ".join(names[:2])
     assert few(names).endswith(f"… ({count} in all)")
-
-
-def test_names_are_read_a_line_each(tmp_path: Path) -> None:
-    path = tmp_path / "names"
-    path.write_bytes("\ufeffcrane\r\ntench, Tinca tinca\r\ncrane\r\n\r\n".encode())
-    assert read_names(path, "--class-names") == ("crane", "tench, Tinca tinca", "crane")
-    for content, said in ((b"\n", "holds no name"), (b"caf\xe9", r"cannot be read \(it is not UTF-8 text\)")):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=f"--class-names '{path}' {said}"):
-            read_names(path, "--class-names")
-    with pytest.raises(InputError, match=r"cannot be read \(No such file"):
-        read_names(tmp_path / "gone", "--class-names")
 
 
 def _refusal(names: ClassNames, text: str) -> str:

@@ -47,3 +47,8 @@ positive = number(int, at_least=1)
 def floats(text: str) -> tuple[float, ...]:
     """Read numbers parted by commas."""
     return tuple(map(number(float), text.split(",")))
+
+
+def floats_above_zero(text: str) -> tuple[float, ...]:
+    """Read numbers above 0 parted by commas."""
+    return tuple(map(number(float, above=0), text.split(",")))

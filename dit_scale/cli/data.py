@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from dit_scale.classes import read_names
-from dit_scale.cli.arguments import add_config_command, floats, number, positive
+from dit_scale.cli.arguments import add_config_command, floats, floats_above_zero, number, positive
 from dit_scale.config import EncodeConfig, load_config
+from dit_scale.data.class_files import read_names
 
 
 def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
@@ -54,8 +54,9 @@ def _add_index(commands) -> None:  # type: ignore[no-untyped-def]
     command = commands.add_parser("index", help="make others' tars of latents readable", description=text)
     command.add_argument("folder", type=Path, metavar="TARS", help="folder of tars with KEY.npy and KEY.cls or .json")
     command.add_argument("--autoencoder", required=True, metavar="NAME", help="what made them: a hub name or a folder")
-    command.add_argument("--scale", type=floats, metavar="S,…", help="latent scale; default: the autoencoder's")
-    command.add_argument("--shift", type=floats, metavar="S,…", help="latent shift; default: the autoencoder's")
+    default = "default: the autoencoder's"
+    command.add_argument("--scale", type=floats_above_zero, metavar="S,…", help=f"latent scale; {default}")
+    command.add_argument("--shift", type=floats, metavar="S,…", help=f"latent shift; {default}")
     command.add_argument(
         "--stored-scale",
         type=number(float, above=0),
@@ -65,6 +66,11 @@ def _add_index(commands) -> None:  # type: ignore[no-untyped-def]
     )
     command.add_argument("--class-names", type=Path, metavar="FILE", help="a name a line; default: numbers")
     command.add_argument("--member", default="npy", metavar="ENDING", help="of the arrays (default %(default)s)")
+    command.add_argument(
+        "--no-check-labels",
+        action="store_true",
+        help="take tars of several splits, and labels that count from 1",
+    )
     command.set_defaults(run=_index)
 
 
@@ -98,6 +104,12 @@ def _index(options: argparse.Namespace) -> None:
 
     class_names = read_names(options.class_names, "--class-names") if options.class_names else None
     description = Description(
-        options.autoencoder, options.scale, options.shift, options.stored_scale, class_names, options.member
+        options.autoencoder,
+        options.scale,
+        options.shift,
+        options.stored_scale,
+        class_names,
+        options.member,
+        check_labels=not options.no_check_labels,
     )
     index(options.folder, description)

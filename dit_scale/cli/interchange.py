@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from dit_scale.classes import read_names
 from dit_scale.cli.arguments import floats, positive
+from dit_scale.data.class_files import read_names
 
 
 def add_commands(commands) -> None:  # type: ignore[no-untyped-def]

@@ -1,7 +1,7 @@
 """Members of uncompressed tars by their headers alone: a tar, or a tar inside a tar, is never unpacked."""
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
@@ -30,9 +30,16 @@ def tars_of(path: Path) -> list[Path]:
 
 
 def members_of(
-    file: BinaryIO, path: Path, inner: Member | None = None, left_out: LeftOut | None = None
+    file: BinaryIO,
+    path: Path,
+    inner: Member | None = None,
+    left_out: LeftOut | None = None,
+    what_else: Callable[[Path], str | None] = foreign_file,
 ) -> Iterator[Member]:
-    """Yield the regular files of a tar, or of a tar inside it, in its order; hidden ones are left out and counted."""
+    """Yield the regular files of a tar, or of a tar inside it, in its order; hidden ones are left out and counted.
+
+    ``what_else`` returns the sentence for a file that is no tar, where it knows it.
+    """
     start, end = (0, path.stat().st_size) if inner is None else (inner.offset, inner.offset + inner.num_bytes)
     what = f"'{path}'" if inner is None else f"'{inner.name}' in '{path}'"
     try:
@@ -55,7 +62,7 @@ def members_of(
                 )
         _check_end(file, archive.offset, end)
     except tarfile.TarError as error:
-        if inner is None and (foreign := foreign_file(path)):
+        if inner is None and (foreign := what_else(path)):
             raise InputError(foreign) from error
         raise InputError(f"{what} is not a whole, uncompressed tar ({error}); give another or fix it") from error
 

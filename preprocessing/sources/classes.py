@@ -1,9 +1,13 @@
 """Classes: their names, in the order of the labels."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from dit_scale.classes import ClassNames, as_number, in_words, read_names
+import numpy as np
+import numpy.typing as npt
+
+from dit_scale.classes import ClassNames, as_number, in_words
+from dit_scale.data.class_files import read_names
 from dit_scale.errors import InputError, few, nearest
 from preprocessing.sources.names import to_bytes
 
@@ -19,15 +23,18 @@ def read_class_names(path: Path) -> ClassNames:
     return read_names(path, "source.class_names", "surrogateescape", ", or a shard folder")
 
 
-def order_classes(found: Iterable[str], given: ClassNames | None, where: str) -> list[str]:
+def order_classes(
+    found: Iterable[str], given: ClassNames | None, where: str, is_empty: Callable[[str], bool] = lambda name: False
+) -> list[str]:
     """Return class names in the order of the labels: as given, where each that was found must be once, or sorted.
 
-    Names that are all whole numbers are sorted as numbers: 2 before 10.
+    Names that are all whole numbers are sorted as numbers: 2 before 10. Others that are empty come behind them.
     """
     if given is None:
         names = sorted(set(found), key=to_bytes)
         numbers = {name: number for name in names if (number := as_number(name)) is not None}
-        return sorted(names, key=numbers.__getitem__) if len(numbers) == len(names) else names
+        others = [name for name in names if name not in numbers]
+        return sorted(numbers, key=numbers.__getitem__) + others if numbers and all(map(is_empty, others)) else names
     known, twice = set(given), given.twice()
     for name in found:
         if name in twice:
@@ -70,9 +77,24 @@ def name_numbers(highest: int, given: ClassNames | None, where: str) -> list[str
         raise InputError(
             f"label {highest} of {where} is beyond the {len(given)} names of source.class_names; labels count from 0"
         )
+    numbers = numbers_up_to(highest, where)
+    return numbers if given is None else list(given)
+
+
+def numbers_up_to(highest: int, where: str) -> list[str]:
+    """Return the numbers up to the highest label as text; raises InputError for one beyond all classes."""
     if highest >= _MOST_CLASSES:
         raise InputError(f"label {highest} of {where} is no class number; number the classes 0, 1, 2, …")
-    return list(given) if given is not None else [str(label) for label in range(highest + 1)]
+    return [str(label) for label in range(highest + 1)]
+
+
+def check_counted_from_zero(counts: npt.NDArray[np.int64], where: str, take: str, thing: str = "image") -> None:
+    """Raise InputError where labels count from 1, by how often each occurs; ``take`` is what allows it."""
+    if len(counts) > 1 and counts[0] == 0 and counts[1:].all():
+        raise InputError(
+            f"the labels of {where} count from 1 to {len(counts) - 1}, so that class 0 would have no {thing}; write "
+            f"each label less 1 ({take} keeps a class 0 without {thing}s)"
+        )
 
 
 def _check_numbers_are_names(numbers: Mapping[str, int], given: ClassNames, where: str) -> None:

@@ -22,7 +22,7 @@ def list_folders(root: Path, given: ClassNames | None, is_checked: bool, left_ou
     Raises InputError for folders that are probably no classes where ``is_checked``; names that are given are classes.
     """
     found = _class_folders(root, left_out)
-    class_names = order_classes(found, given, f"class folders of '{root}'")
+    class_names = order_classes(found, given, f"class folders of '{root}'", lambda name: _is_empty(root, name))
     is_checked &= given is None
     if is_checked:
         check_class_folders(root, found)
@@ -32,7 +32,7 @@ def list_folders(root: Path, given: ClassNames | None, is_checked: bool, left_ou
         for name in found:
             paths = _images_below(root, name, left_out)
             if is_checked:
-                check_class_folder(root, name, paths)
+                check_class_folder(root, name, paths, found)
             yield from map(_row, paths, repeat(labels[name]))
 
     return class_names, table_of(rows())
@@ -72,3 +72,9 @@ def _images_below(root: Path, folder: str, left_out: LeftOut) -> list[bytes]:
         else:
             left_out[counted_as(name)] += 1
     return sorted(images)
+
+
+def _is_empty(root: Path, folder: str) -> bool:
+    """Return whether a folder holds no image; stops at the first one."""
+    files = map(base_of, files_below(str(root / folder), above=frozenset({identity(str(root))})))
+    return not any(is_image(name) and not is_hidden(name) for name in files)

@@ -10,13 +10,14 @@ from pathlib import Path
 from dit_scale.errors import InputError, few
 from dit_scale.image_files import is_hidden
 from preprocessing.sources.ilsvrc import is_wnid
-from preprocessing.sources.names import is_image, is_tar
+from preprocessing.sources.names import ending_of, is_image, is_tar
+from preprocessing.sources.splits import is_split, is_training, splits_among, splits_of_shards
 
-_SPLIT = re.compile(
-    r"(ILSVRC20\d\d_(img_)?)?(?P<kind>train|training|trainval|val|valid|validation|test|testing|dev|eval)"
-    r"([-_ ]?(set|split|data|images|imgs|\d+(x\d+)?))?",
-    re.IGNORECASE,
+_ONLY_IMAGES = re.compile(
+    r"(images?|imgs?|jpe?gs?|jpegimages|pngs?|photos?|pics|pictures|data)([-_ ]?\d+(x\d+)?)?", re.IGNORECASE
 )
+"""What a folder is called for holding images, not for what they show."""
+_LABEL_ENDINGS = frozenset({".txt", ".csv", ".tsv"})
 _IMAGES_A_BLOCK = 1000
 _MOST_FOLDERS, _MOST_ENTRIES = 5_000, 256
 _TAKE = "source.check_labels=false takes"
@@ -35,22 +36,52 @@ def check_class_folders(root: Path, names: Sequence[str]) -> None:
 
 def check_not_splits(names: Sequence[str], path: Path) -> None:
     """Raise InputError where all classes, or several of them, are named as splits; one among others may be a train."""
-    splits = [name for name in names if _SPLIT.fullmatch(name)]
-    if splits and (len(splits) == len(names) or len(splits) > 1):
+    if splits := splits_among(names):
         named = few(f"'{name}'" for name in splits)
         raise InputError(f"the classes of '{path}' would be splits ({named}){_meant(path)} ({_TAKE} them as classes)")
 
 
-def check_class_folder(root: Path, name: str, paths: Sequence[bytes]) -> None:
+def check_one_split(tars: Sequence[Path], take: str) -> None:
+    """Raise InputError where the names of tars side by side are those of several splits; ``take`` is what allows it."""
+    if splits := splits_of_shards(tar.stem for tar in tars):
+        named = few(f"'{name}'" for name in splits)
+        raise InputError(
+            f"the tars in '{tars[0].parent}' belong to several splits ({named}); move those of each split to a folder "
+            f"of its own ({take} takes them together)"
+        )
+
+
+def check_says_what_it_shows(root: Path, names: Sequence[str]) -> None:
+    """Raise InputError where the one class with images is called images: Tiny ImageNet's val with its annotations."""
+    if len(names) != 1 or not _ONLY_IMAGES.fullmatch(names[0]):
+        return
+    folder = root / names[0]
+    files = [name for name in _peek(root)[1] if ending_of(name) in _LABEL_ENDINGS]
+    given = root / files[0] if len(files) == 1 else "FILE"
+    raise InputError(
+        f"the one class folder of '{root}' is '{names[0]}', which says nothing of what the images show; give "
+        f"source.path={folder} source.labels={given} with a line an image ({_TAKE} '{names[0]}' as the one class)"
+    )
+
+
+def check_class_folder(root: Path, name: str, paths: Sequence[bytes], others: Sequence[str]) -> None:
     """Raise InputError for a class whose images, ``paths`` below the root, all lie in further folders.
 
     A folder named as a wnid is a class for certain (Tiny ImageNet's hold a folder ``images``).
     """
-    if paths and not is_wnid(name) and all(path.count(b"/") > 1 for path in paths):
-        raise InputError(
-            f"class folder '{name}' of '{root}' holds no image itself, only folders with images{_meant(root)} "
-            f"({_TAKE} '{name}' as a class)"
-        )
+    if not paths or is_wnid(name) or any(path.count(b"/") < 2 for path in paths):
+        return
+    what = f"class folder '{name}' of '{root}' holds no image itself, only folders with images"
+    take = f"({_TAKE} '{name}' as a class)"
+    beside = next((other for other in others if any(map(is_image, _peek(root / other)[1]))), None)
+    if beside is None or is_split(name):
+        raise InputError(f"{what}{_meant(root)} {take}")
+    below = sorted({f"'{os.fsdecode(path.split(b'/')[1])}'" for path in paths})
+    or_else = f", or give source.path={root / name} where they are the classes" if len(below) > 1 else ""
+    raise InputError(
+        f"{what} ({few(below)}), and '{beside}' beside it holds its own; move the images "
+        f"of '{name}' up into it{or_else} {take}"
+    )
 
 
 def check_class_tar(tar: Path, name: str, paths: Sequence[bytes]) -> None:
@@ -70,7 +101,7 @@ def _meant(path: Path) -> str:
     found = list(_folders_of_classes(path))
     if not found:
         return "; give a folder with a folder for each class, or one split of it with source.labels=FILE"
-    training = [folder for folder in found if any(_is_training(part) for part in folder.relative_to(path).parts)]
+    training = [folder for folder in found if any(map(is_training, folder.relative_to(path).parts))]
     likely = (training or found)[0]
     is_likely = bool(training) or len(found) == 1
     return f"; did you mean source.path={likely}?" if is_likely else "; give the folder whose folders are the classes"
@@ -93,7 +124,8 @@ def _folders_of_classes(root: Path) -> Iterator[Path]:
             yield folder
         elif any(map(is_image, files)):
             parent = folder.parent
-            if parent not in yielded and folder != root and not any(map(_SPLIT.fullmatch, _peek(parent)[0])):
+            beside = _peek(parent)[0]
+            if parent not in yielded and folder != root and not (any(map(is_split, beside)) or splits_among(beside)):
                 yielded.add(parent)
                 yield parent
         else:
@@ -131,8 +163,3 @@ def _is_block(folder: Path) -> bool:
         return False
     thousand, block = int(found[2]) // _IMAGES_A_BLOCK, int(folder.name)
     return block in (thousand, thousand * _IMAGES_A_BLOCK) and (block > 0 or found[1] is not None)
-
-
-def _is_training(name: str) -> bool:
-    found = _SPLIT.fullmatch(name)
-    return found is not None and found["kind"].lower().startswith("train")

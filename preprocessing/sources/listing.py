@@ -9,11 +9,11 @@ from dit_scale.errors import InputError
 from dit_scale.image_files import is_hidden
 from preprocessing.sources.archives import members_of, tars_of
 from preprocessing.sources.class_tars import list_class_tars
-from preprocessing.sources.classes import read_class_names
+from preprocessing.sources.classes import check_counted_from_zero, read_class_names
 from preprocessing.sources.folders import list_flat, list_folders
 from preprocessing.sources.foreign import foreign_file
 from preprocessing.sources.ilsvrc import check_ground_truth
-from preprocessing.sources.layout import check_not_splits
+from preprocessing.sources.layout import check_not_splits, check_one_split, check_says_what_it_shows
 from preprocessing.sources.lists import list_in, list_listed
 from preprocessing.sources.names import LeftOut, base_of, counted_as, is_image, is_tar
 from preprocessing.sources.summary import nothing_in
@@ -21,6 +21,7 @@ from preprocessing.sources.table import Source, Table
 from preprocessing.sources.tars import list_plain_tars, list_tars
 
 _MEMBERS_LOOKED_AT = 16
+_TAKE = "source.check_labels=false"
 
 
 def list_source(config: SourceConfig) -> Source:
@@ -37,6 +38,8 @@ def list_source(config: SourceConfig) -> Source:
     format_ = _format_of(path, config)
     _check_fits(path, format_, config)
     given = read_class_names(Path(config.class_names)) if config.class_names else None
+    if format_ == "tars" and config.check_labels:
+        check_one_split(tars_of(path), _TAKE)
     left_out = _beside_tars(path) if format_ in ("tars", "class_tars") and path.is_dir() else LeftOut()
     class_names, table = _listed(path, format_, config, given, left_out)
     if not len(table):
@@ -77,15 +80,14 @@ def _beside_tars(folder: Path) -> LeftOut:
 
 
 def _check_meant(source: Source, format_: str, path: Path) -> None:
-    """Raise InputError for classes that are splits, and for labels that count from 1."""
+    """Raise InputError for classes that are splits or only images, and for labels that count from 1."""
     counts = source.images_per_class()
-    check_not_splits([name for name, count in zip(source.class_names, counts, strict=True) if count], path)
-    are_numbers = format_ in ("flat", "tars", "list") and source.class_names[0] == "0"
-    if are_numbers and len(counts) > 1 and counts[0] == 0 and counts[1:].all():
-        raise InputError(
-            f"the labels of '{path}' count from 1 to {len(counts) - 1}, so that class 0 would have no image; write "
-            f"each label less 1 (source.check_labels=false keeps a class 0 without images)"
-        )
+    present = [name for name, count in zip(source.class_names, counts, strict=True) if count]
+    check_not_splits(present, path)
+    if format_ == "folders":
+        check_says_what_it_shows(path, present)
+    if format_ in ("flat", "tars", "list") and source.class_names[0] == "0":
+        check_counted_from_zero(counts, f"'{path}'", _TAKE)
 
 
 def _format_of(path: Path, config: SourceConfig) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from dit_scale.classes import ClassNames
+from dit_scale.documents import Misfit, parsed
 from dit_scale.errors import InputError
 from preprocessing.sources.classes import number_labels
 from preprocessing.sources.names import LeftOut, ending_of, is_image, is_list, tidy, to_bytes
@@ -17,6 +18,10 @@ from preprocessing.sources.table import WHOLE_FILE, Row, Table, table_of
 
 _EDM_LIST = "dataset.json"
 _BYTES_LOOKED_AT = 65_536
+_EDM_FIX = (
+    'write {"labels": [["00000/img00000000.png", 0], …]} with EDM\'s dataset_tool.py, or give the folder with '
+    "source.labels=FILE"
+)
 UNLISTED = "images that the list does not name"
 
 
@@ -83,26 +88,23 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
-            except ValueError as error:
-                raise InputError(f"line {line} of '{path}' is not JSON ({error}); write an object a line") from error
-            if not isinstance(row, dict):
-                raise InputError(f'line {line} of \'{path}\' is {text.strip()[:40]}; write {{"path": …, "label": …}}')
-            yield line, row
+                yield line, parsed(text.strip(), dict[str, Any])
+            except Misfit as misfit:
+                raise InputError(f'line {line} of \'{path}\': {misfit}; write {{"path": …, "label": …}}') from misfit
+
+
+class _EdmLabels(TypedDict):
+    labels: list[list[Any]]
 
 
 def _edm_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the pairs of ``{"labels": [["00000/img00000000.png", 0], …]}``."""
     try:
-        content = json.loads(path.read_text("utf-8-sig", "surrogateescape"))
-    except ValueError as error:
-        raise InputError(f"'{path}' is not JSON ({error}); write it again with EDM's dataset_tool.py") from error
-    pairs = content.get("labels") if isinstance(content, dict) else None
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise InputError(
-            f"'{path}' holds no list of labels, [[\"00000/img00000000.png\", 0], …]; write one, or give the folder "
-            f"with source.labels=FILE"
-        )
+        pairs = parsed(path.read_text("utf-8-sig", "surrogateescape"), _EdmLabels)["labels"]
+    except Misfit as misfit:
+        raise InputError(f"'{path}' is not a list of EDM's: {misfit}; {_EDM_FIX}") from misfit
+    if misfit_at := next((number for number, pair in enumerate(pairs, 1) if len(pair) != 2), None):
+        raise InputError(f"pair {misfit_at} of '{path}' holds no path and label; {_EDM_FIX}")
     for number, (image, label) in enumerate(pairs, 1):
         if isinstance(image, str) and ending_of(image) == ".npy":
             raise InputError(
@@ -124,7 +126,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for row in rows:
                 yield rows.line_num, row
         except csv.Error as error:
-            raise InputError(f"line {rows.line_num} of '{path}' is not CSV ({error}); fix it") from error
+            raise InputError(
+                f"'{path}' is not CSV after line {rows.line_num}: a quote is not closed, a field is longer than "
+                f"{csv.field_size_limit():,} characters, or a byte is zero; fix it"
+            ) from error
 
 
 def _count_unlisted(path: Path, entries: list[_Entry]) -> int:

@@ -1,14 +1,19 @@
 """What a listing found, in a few lines: read before days of encoding, it shows a wrong folder."""
 
+import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from dit_scale.classes import ClassNames, as_number
 from dit_scale.errors import few
 from preprocessing.sources.folders import OUTSIDE
 from preprocessing.sources.foreign import foreign_below
 from preprocessing.sources.ilsvrc import described
-from preprocessing.sources.names import LeftOut
+from preprocessing.sources.names import LeftOut, to_bytes
 from preprocessing.sources.table import Source
 
 _KINDS_SHOWN = 5
@@ -16,7 +21,12 @@ _KINDS_SHOWN = 5
 
 def summary(source: Source) -> str:
     """Return images, classes, the smallest and the largest class, and what was left out, in a line each."""
-    return "\n".join(_lines(source))
+    return found_in_words(ClassNames(source.class_names), source.images_per_class(), source.left_out, "image")
+
+
+def found_in_words(names: ClassNames, counts: npt.NDArray[np.int64], left_out: LeftOut, thing: str) -> str:
+    """Return what ``summary`` does of ``thing``s, by how many each class has."""
+    return "\n".join(_lines(names, counts, left_out, thing))
 
 
 def nothing_in(path: Path, left_out: LeftOut) -> str:
@@ -24,7 +34,7 @@ def nothing_in(path: Path, left_out: LeftOut) -> str:
     images = left_out[OUTSIDE]
     if images:
         return (
-            f"source.path '{path}' holds {_plural(images, 'image')} and no class folder with images; give the folder "
+            f"source.path '{path}' holds {plural(images, 'image')} and no class folder with images; give the folder "
             f"above where it is one class of several, give source.labels=FILE with a line an image, or move the images "
             f"into one folder in it for a single class"
         )
@@ -36,9 +46,8 @@ def nothing_in(path: Path, left_out: LeftOut) -> str:
     )
 
 
-def _lines(source: Source) -> Iterator[str]:
-    names, counts = ClassNames(source.class_names), source.images_per_class()
-    of_classes = f"found {_plural(len(source), 'image')} of {_plural(len(names), 'class', 'classes')}"
+def _lines(names: ClassNames, counts: npt.NDArray[np.int64], left_out: LeftOut, thing: str) -> Iterator[str]:
+    of_classes = f"found {plural(int(counts.sum()), thing)} of {plural(len(names), 'class', 'classes')}"
     if len(names) == 1:
         yield f"{of_classes}, '{names[0]}'"
     else:
@@ -46,26 +55,47 @@ def _lines(source: Source) -> Iterator[str]:
         least, most = int(present[counts[present].argmin()]), int(counts.argmax())
         yield f"{of_classes}, from '{names[0]}' (label 0) to '{names[-1]}' (label {len(names) - 1})"
         yield (
-            f"the smallest class with images has {int(counts[least]):,} ('{names.title(least)}'), the largest "
+            f"the smallest class with {thing}s has {int(counts[least]):,} ('{names.title(least)}'), the largest "
             f"{int(counts[most]):,} ('{names.title(most)}')"
         )
     if known := described(names):
         yield known
     if empty := [f"'{names.title(int(label))}'" for label in (counts == 0).nonzero()[0]]:
-        yield f"without an image: {_plural(len(empty), 'class', 'classes')}, {few(empty)}"
+        article = "an" if thing[0] in "aeiou" else "a"
+        yield f"without {article} {thing}: {plural(len(empty), 'class', 'classes')}, {few(empty)}"
     if other := _other_number(names):
         yield other
-    if left_out := _counted(source.left_out):
-        yield f"left out: {left_out}"
+    if what := _counted(left_out):
+        yield f"left out: {what}"
 
 
 def _other_number(names: Sequence[str]) -> str | None:
-    """Return that classes with numbers for names have other labels, or None where they have these."""
+    """Return that classes with numbers for names have other labels, or that numbers in names are not in order."""
     numbers = [as_number(name) for name in names]
-    if None in numbers or numbers == list(range(len(numbers))):
+    if None not in numbers:
+        label = next((label for label, number in enumerate(numbers) if number != label), None)
+        said = "not their names: class '{}' is label {}"
+    else:
+        label = _out_of_order(names)
+        said = "which is that of text: class '{}' is label {}, before '{}'; a file of class names gives another order"
+    if label is None:
         return None
-    label = next(label for label, number in enumerate(numbers) if number != label)
-    return f"labels are places in the order of the classes, not their names: class '{names[label]}' is label {label}"
+    after = names[label + 1 : label + 2]
+    return f"labels are places in the order of the classes, {said.format(names[label], label, *after)}"
+
+
+def _out_of_order(names: Sequence[str]) -> int | None:
+    """Return the first label before one with a lower number behind the same letters, of names sorted as text.
+
+    They stay so: who fine-tunes a model has its labels in this order, as most have who read folders.
+    """
+    if list(names) != sorted(names, key=to_bytes):
+        return None
+    numbered = [re.fullmatch(r"([^0-9]*)([0-9]+)[^0-9]*", name) for name in names]
+    for label, (one, other) in enumerate(pairwise(numbered)):
+        if one and other and one[1] == other[1] and int(one[2]) > int(other[2]):
+            return label
+    return None
 
 
 def _but(left_out: LeftOut) -> str:
@@ -81,5 +111,6 @@ def _counted(left_out: LeftOut) -> str:
     return ", ".join(f"{kind} ({count:,})" for kind, count in shown)
 
 
-def _plural(count: int, one: str, many: str = "") -> str:
+def plural(count: int, one: str, many: str = "") -> str:
+    """Return a count with its noun: 1 image, 1,200 images."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

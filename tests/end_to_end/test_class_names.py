@@ -33,6 +33,7 @@ TRIED = {
     "dit_scale/conditioning/none.py": "one name in place of all",
     "dit_scale/config/encoding.py": "tests/preprocessing/test_source_labels.py",
     "dit_scale/config/training.py": "tests/data/test_mixture.py",
+    "dit_scale/data/class_files.py": "tests/data/test_class_files.py",
     "dit_scale/data/dataset.py": "tests/data/test_mixture.py",
     "dit_scale/data/manifest.py": "here",
     "dit_scale/data/mixture.py": "tests/data/test_mixture.py",

@@ -1,5 +1,6 @@
 """Tars of latents by others, read where they lie."""
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -14,6 +15,7 @@ from dit_scale.cli import main
 from dit_scale.data.dataset import LatentDataset
 from dit_scale.data.loader import Loader
 from dit_scale.latents import sample_latent
+from tests.preprocessing.images import tar_of
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_mistakes_get_one_sentence(vae: Path, tmp_path: Path, capsys: pytest.Cap
         with pytest.raises(SystemExit) as stopped:
             main(["index", str(tmp_path), "--autoencoder", str(vae), *more])
         assert stopped.value.code == 2
-        assert not (tmp_path / "manifest.json").exists()
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name != "names") == ["a.tar"]
         return capsys.readouterr().err
 
     good = _samples(2, (4, 8, 8), "float32")
@@ -116,12 +118,145 @@ def test_mistakes_get_one_sentence(vae: Path, tmp_path: Path, capsys: pytest.Cap
     assert "holds int32 numbers" in refused(_samples(1, (4, 8, 8), "int32"))
     assert "give the right --member" in refused(good, "--member", "latent.npy")
     (tmp_path / "names").write_text("ant\n")
-    assert "label 1 occurs, but there are 1 class names" in refused(good, "--class-names", str(tmp_path / "names"))
+    assert "label 1 occurs, but there are 1 class names; labels count from 0: give all names" in refused(
+        good, "--class-names", str(tmp_path / "names")
+    )
+    bad = _samples(2, (4, 8, 8), "float32")
+    for number in (np.nan, np.inf):
+        bad[1][1][0, 0, 0] = number
+        said = refused(bad)
+        assert "'a/0001' in '" in said
+        assert "a.tar' holds numbers that are infinite or not a number; write it again" in said
+    for scale in ("0", "-1", "1,0", "nan"):
+        assert "argument --scale: " in refused(good, "--scale", scale)
+        assert "above 0" in refused(good, "--scale", scale)
     assert "names' cannot be read (No such file" in refused(good, "--class-names", str(tmp_path / "no names"))
     (tmp_path / "a.tar").write_bytes(b"no tar" * 100)
     with pytest.raises(SystemExit):
         main(["index", str(tmp_path), "--autoencoder", str(vae)])
     assert "a.tar' is a file, not an uncompressed tar; give a whole tar" in capsys.readouterr().err
+
+
+def _numbered(path: Path, labels: list[int], names: list[str] | None = None) -> None:
+    arrays = _samples(len(labels), (4, 8, 8), "float32")
+    keys = names or [key for key, _, _ in arrays]
+    _write(path, [(key, array, label) for key, (_, array, _), label in zip(keys, arrays, labels, strict=True)])
+
+
+def _index(folder: Path, vae: Path, *more: str) -> LatentDataset:
+    main(["index", str(folder), "--autoencoder", str(vae), *more])
+    return LatentDataset.open(folder)
+
+
+def _refusal(folder: Path, vae: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    """Return what ``index`` says where it leaves the folder as it was."""
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        main(["index", str(folder), "--autoencoder", str(vae), *more])
+    assert stopped.value.code == 2
+    assert sorted(path.name for path in folder.iterdir()) == before
+    return capsys.readouterr().err
+
+
+def test_labels_have_the_rules_of_encode(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _numbered(tmp_path / "a.tar", [1, 2, 3, 1, 2, 3])
+    said = _refusal(tmp_path, vae, capsys)
+    assert "count from 1 to 3, so that class 0 would have no record; write each label less 1 (--no-check-labels" in said
+    _numbered(tmp_path / "a.tar", [1, 10**9])
+    assert "label 1000000000 of" in _refusal(tmp_path, vae, capsys)
+    _numbered(tmp_path / "a.tar", [1, 2, 3])
+    assert _index(tmp_path, vae, "--no-check-labels").class_names == ("0", "1", "2", "3")
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "names").write_text("background\nant\nbee\ncow\n")
+    assert len(_index(tmp_path, vae, "--class-names", str(tmp_path / "names")).class_names) == 4
+
+
+def test_what_was_found_is_said_first(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _numbered(tmp_path / "a.tar", [5, 7])
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo("d.cls"))
+    dataset = _index(tmp_path, vae)
+    assert len(dataset.class_names) == 8
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-5:] == [
+        "found 2 records of 8 classes, from '0' (label 0) to '7' (label 7)",
+        "the smallest class with records has 1 ('5'), the largest 1 ('5')",
+        "without a record: 6 classes, '0', '1', '2', '3', '4', '6'",
+        "left out: .cls (1)",
+        "indexed 1/1  a.tar: 2 records",
+    ]
+    assert said.out.startswith("2 records in 1 shard, fingerprint ")
+    main(["verify", str(tmp_path)])
+    assert ": 1 shard, 2 records, " in capsys.readouterr().out
+
+
+def test_tars_of_several_splits_are_refused(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _numbered(tmp_path / "imagenet1k-train-0000.tar", [0, 1], ["a", "b"])
+    _numbered(tmp_path / "imagenet1k-validation-00.tar", [0, 1], ["c", "d"])
+    said = _refusal(tmp_path, vae, capsys)
+    assert "belong to several splits ('imagenet1k-train', 'imagenet1k-validation'); move those of each" in said
+    assert len(_index(tmp_path, vae, "--no-check-labels").manifest.shards) == 2
+
+
+def test_keys_with_dots_are_read_as_encode_reads_them(
+    vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _numbered(tmp_path / "a.tar", [0, 1, 2, 1], ["a", "b.v2", "d.1/p.0", "d.1/p.1.x"])
+    dataset = _index(tmp_path, vae)
+    assert dataset.keys(np.arange(4)) == ["a", "b.v2", "d.1/p.0", "d.1/p.1.x"]
+    assert dataset.read(np.arange(4), np.zeros(4, bool))[1].tolist() == [0, 1, 2, 1]
+    main(["verify", str(tmp_path)])
+    for path in (*tmp_path.glob("*.npy"), *tmp_path.glob("*.safetensors"), *tmp_path.glob("*.json")):
+        path.unlink()
+    array = io.BytesIO()
+    np.save(array, np.zeros((4, 8, 8), np.float32))
+    for members, said in (
+        (("p.a.npy", "p.b.npy", "p.cls"), "sample 'p' in '{}' holds 2 arrays, .a.npy and .b.npy; give --member with"),
+        (("p.v2.npy", "q.npy", "q.cls"), "holds array 'p.v2.npy' but no 'p.cls' or 'p.json' beside it (a key ends at"),
+        (("p.npy", "p.cls", "p.npy", "p.cls"), "'{}' holds 'p.npy' twice in one sample; give each its own key"),
+        (("p.npy", "p.json"), "'p.json' in '{}' is '0', not a class number; write 0, 1, 2, … as text (.cls), or as la"),
+    ):
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for name in members:
+                content = array.getvalue() if name.endswith("npy") else b"0"
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        assert said.format(tmp_path / "a.tar") in _refusal(tmp_path, vae, capsys)
+        if "p.a.npy" in members:
+            assert _index(tmp_path, vae, "--member", "a.npy").manifest.num_records == 1
+            for path in (*tmp_path.glob("*.npy"), *tmp_path.glob("*.safetensors"), *tmp_path.glob("*.json")):
+                path.unlink()
+
+
+def test_arrays_that_are_none_and_cut_tars_are_named(
+    vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    array = io.BytesIO()
+    np.save(array, np.zeros((4, 8, 8), np.float32))
+    for content, said in (
+        (b"x" * 90, "'p.npy' in '{}' is not a whole .npy array; give the right --member"),
+        (array.getvalue()[:-4], "'p.npy' in '{}' holds 1020 bytes for an array (4, 8, 8) of float32, which has 1024"),
+    ):
+        (tmp_path / "a.tar").write_bytes(tar_of({"p.npy": content, "p.cls": b"0"}))
+        assert said.format(tmp_path / "a.tar") in _refusal(tmp_path, vae, capsys)
+    (tmp_path / "a.tar").write_bytes(tar_of({"p.npy": array.getvalue(), "p.cls": b"0"})[:1536])
+    assert "a.tar' is not a whole, uncompressed tar" in _refusal(tmp_path, vae, capsys)
+
+
+def test_verify_names_latents_that_are_not_finite(
+    vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an index of before has taken them."""
+    _numbered(tmp_path / "a.tar", [0, 1])
+    manifest = _index(tmp_path, vae).manifest
+    broken = dataclasses.replace(manifest.statistics, mean=(float("nan"),) * 4)
+    dataclasses.replace(manifest, statistics=broken).write(tmp_path)
+    for more in ([], ["--quick"]):
+        with pytest.raises(SystemExit):
+            main(["verify", str(tmp_path), *more])
+        said = capsys.readouterr().err
+        assert "are infinite or not a number, as their mean and deviation in its manifest.json are; delete" in said
 
 
 def test_nothing_of_anybody_is_written_over(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

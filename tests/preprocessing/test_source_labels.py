@@ -229,13 +229,15 @@ def test_lists_with_mistakes_are_refused(tmp_path: Path, ending: str, entries: l
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("x.jsonl", '{"path": "a"', r"line 1 of '.*x.jsonl' is not JSON"),
-        ("x.jsonl", '\n["a", 1]', r'line 2 of .* is \["a", 1\]; write {"path": …, "label": …}'),
+        ("x.jsonl", '{"path": "a"', r"line 1 of '.*x.jsonl': expected JSON, found text that is not, from column 13 on"),
+        ("x.jsonl", "{'path': 'a', 'label': 0}", r"from column 2 on; write {\"path\": …, \"label\": …}$"),
+        ("x.jsonl", '\n["a", 1]', r'line 2 of .*: expected an object with keys, found a list of 2; write {"path"'),
         ("x.jsonl", '{"path": "a"}', r"line 1 of .* has path 'a' and label nothing"),
         ("x.jsonl", '{"path": "a", "label": true}', r"label true"),
         ("x.csv", "", r"names no column 'path'; begin it with the header path,label"),
         ("x.csv", "a/000.jpg,cat\n", r"names no column 'path'"),
         ("x.csv", "path,class\na/000.jpg,cat\n", r"names no column 'label'"),
+        ("x.csv", f"path,label\n{'a' * 200_000},0\n", r"'.*x.csv' is not CSV after line 1: a quote is not closed"),
         ("x.csv", "path,label\na/000.jpg\n", r"has path 'a/000.jpg' and label nothing"),
     ],
 )
