@@ -105,6 +105,8 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(latent_size, patch_size, hidden_size, num_heads, label_dropout)
+        if int(hidden_size * mlp_ratio) < 1:
+            raise InputError(f"mlp_ratio {mlp_ratio:g} of hidden_size {hidden_size} is an MLP of width 0; give more")
         check_backend(attention)
         self.attention = attention
         self.is_compiled = False
