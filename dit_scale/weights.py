@@ -86,7 +86,9 @@ def pretrained(what: str, fix: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise InputError(f"{what} cannot be loaded ({reason}); {fix}") from error
     except _MISFITS as error:
-        raise InputError(f"{what} cannot be built: the settings in its config.json do not fit a model; {fix}") from error
+        raise InputError(
+            f"{what} cannot be built: the settings in its config.json do not fit a model; {fix}"
+        ) from error
 
 
 def from_pretrained(

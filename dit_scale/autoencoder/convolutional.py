@@ -82,7 +82,7 @@ def load_convolutional(
     away = None if Path(name).is_dir() else why_out_of_reach()
     with pretrained(
         what,
-        f"give a hub name, a local folder of a diffusers autoencoder, or a folder with autoencoder.safetensors{or_else}",
+        f"give a hub name, the folder of a diffusers autoencoder, or a folder with autoencoder.safetensors{or_else}",
     ):
         try:
             config, _, commit = from_diffusers("AutoencoderKL").load_config(
@@ -93,7 +93,9 @@ def load_convolutional(
                 return_commit_hash=True,
             )
         except OSError as error:
-            raise not_cached(name, revision, away, or_else) if away else error from error
+            if away is None:
+                raise
+            raise not_cached(name, revision, away, or_else) from error
     if not isinstance(config, dict):
         raise InputError(f"autoencoder '{name}' has a config.json that is not a JSON object; copy the folder again")
     model_class = model_class_of(config.get("_class_name"), name)
@@ -139,6 +141,7 @@ def _numbers(config: Mapping[str, Any], key: str, name: str) -> tuple[float, ...
         if not is_number or (is_scale and number <= 0):
             noun = f"{'numbers' if is_list else 'a number'}{' above 0' if is_scale else ''}"
             raise InputError(
-                f"autoencoder '{name}' has {key}={json.dumps(value)} in its config.json, which takes {noun}; correct it there"
+                f"autoencoder '{name}' has {key}={json.dumps(value)} in its config.json, where {noun} belongs; correct "
+                f"it there"
             )
     return tuple(map(float, values))

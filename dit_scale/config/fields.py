@@ -82,7 +82,11 @@ class When:
         return f"{name} above 0" if self.but == (0,) else f"another {name}"
 
     def __str__(self) -> str:
-        return self.advice(self.name) if self.words or self.values or self.but == (0,) else f"{self.name} not {shown(self.but[0])}"
+        return (
+            self.advice(self.name)
+            if self.words or self.values or self.but == (0,)
+            else f"{self.name} not {shown(self.but[0])}"
+        )
 
 
 def when(name: str, *values: Any) -> When:

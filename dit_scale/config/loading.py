@@ -90,7 +90,9 @@ def to_yaml(config: Any, head: Iterable[str] = (f"{_MARK}: every setting",)) -> 
 
     A comment of the head must begin with ``dit_scale``, which tells that what has no effect may stand at its default.
     """
-    return "".join(f"# {line}\n" for line in head) + safe_dump(OmegaConf.to_container(OmegaConf.structured(config)), sort_keys=False)
+    return "".join(f"# {line}\n" for line in head) + safe_dump(
+        OmegaConf.to_container(OmegaConf.structured(config)), sort_keys=False
+    )
 
 
 def get(config: Any, dotted_key: str) -> Any:

@@ -184,8 +184,14 @@ def _typed_mapping(node: MappingNode, kind: Any, key: str, spell: Spell, metadat
 def _lacks_blank(node: MappingNode, name: ScalarNode, value: Node) -> bool:
     """Return whether ``{a:1}`` was written, which is one name without a value to YAML."""
     left, _, right = name.value.rpartition(":")
-    is_bare = node.flow_style and name.style is None and value.value == "" and value.style is None
-    return is_bare and bool(left and right) and not right.startswith("//")
+    is_empty = isinstance(value, ScalarNode) and value.value == "" and value.style is None
+    return (
+        bool(node.flow_style)
+        and name.style is None
+        and is_empty
+        and bool(left and right)
+        and not right.startswith("//")
+    )
 
 
 def _typed_sequence(node: SequenceNode, inner: Any, kind: Any, key: str, spell: Spell, metadata: Any) -> Node:
@@ -229,5 +235,7 @@ def _source(node: Node) -> str:
     if isinstance(node, SequenceNode):
         return f"[{', '.join(map(_source, node.value))}]"
     if isinstance(node, MappingNode):
-        return "{" + ", ".join(f"{_source(name)}: {_source(value)}".removesuffix(": ") for name, value in node.value) + "}"
+        return (
+            "{" + ", ".join(f"{_source(name)}: {_source(value)}".removesuffix(": ") for name, value in node.value) + "}"
+        )
     return str(node.value)

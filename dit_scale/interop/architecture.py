@@ -62,7 +62,9 @@ def architecture_of(weights: Mapping[str, Tensor], origin: str) -> Architecture:
 def _block(name: str, origin: str) -> int:
     number = name.split(".")[1]
     if not number.isdecimal():
-        raise InputError(f"weights '{origin}' hold {name}, but a DiT's blocks have numbers; give a published DiT's weights")
+        raise InputError(
+            f"weights '{origin}' hold {name}, but a DiT's blocks have numbers; give a published DiT's weights"
+        )
     return int(number)
 
 

@@ -165,8 +165,8 @@ def _in_fp32(weights: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
     for name, value in weights.items():
         if not value.is_floating_point():
             raise InputError(
-                f"weights '{origin}' hold {name} in {str(value.dtype).removeprefix('torch.')}, not in floating point, and "
-                f"so are not a DiT's alone; save the state dict alone"
+                f"weights '{origin}' hold {name}, whose numbers are {str(value.dtype).removeprefix('torch.')} and not "
+                f"floating point; save the state dict of a DiT alone"
             )
     return {name: value.float().contiguous() for name, value in weights.items()}
 

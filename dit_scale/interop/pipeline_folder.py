@@ -133,7 +133,9 @@ def read_pipeline(folder: Path, class_names: Sequence[str] | None = None) -> Pip
     noise = _noise_of(_json(folder / "scheduler" / "scheduler_config.json", _Scheduler), folder)
     latent_scale = _json(folder / "vae" / "config.json", _Autoencoder).get("scaling_factor")
     if latent_scale is not None and not 0 < latent_scale < math.inf:
-        raise InputError(f"'{folder / 'vae' / 'config.json'}' has scaling_factor={latent_scale:g}; give one above 0 there")
+        raise InputError(
+            f"'{folder / 'vae' / 'config.json'}' has scaling_factor={latent_scale:g}; give one above 0 there"
+        )
     transformer = _load_transformer(folder)
     config = transformer.config
     weights = to_published_names(transformer.state_dict(), config.num_layers, str(folder))
@@ -190,7 +192,9 @@ def _noise_of(config: Mapping[str, Any], folder: Path) -> Noise:
     if kind in schedules and prediction in predictions:
         num_timesteps = config.get("num_train_timesteps", 1000)
         if num_timesteps < 1:
-            raise InputError(f"the scheduler of '{folder}' has num_train_timesteps={num_timesteps}; give 1 or more there")
+            raise InputError(
+                f"the scheduler of '{folder}' has num_train_timesteps={num_timesteps}; give 1 or more there"
+            )
         noise = Noise(num_timesteps, schedules[kind], predictions[prediction])
         if _has_our_betas(config, _scheduler_settings(noise)):
             return noise

@@ -139,13 +139,18 @@ def test_one_number_stands_for_a_list_where_the_help_says_so(tmp_path: Path) -> 
     config = load_config(EncodeConfig, path, needed)
     assert (config.autoencoder.scale, config.autoencoder.shift) == ((2.0,), (-0.1,))
     assert load_config(EncodeConfig, path, [*needed, "autoencoder.scale=null"]).autoencoder.scale is None
-    for wrong, sentence in (("x", "autoencoder.scale=x is not a number; give"), ("0", "autoencoder.scale[0]=0.0 is out")):
+    for wrong, sentence in (
+        ("x", "autoencoder.scale=x is not a number; give"),
+        ("0", "autoencoder.scale[0]=0.0 is out"),
+    ):
         with pytest.raises(InputError) as caught:
             load_config(EncodeConfig, path, [*needed, f"autoencoder.scale={wrong}"])
         assert sentence in str(caught.value)
     told = [place.key for place in places() if "one number or one a" in sentence_of(place.section, place.entry.name)]
     assert told == ["autoencoder.scale", "autoencoder.shift"]
-    assert all(place.entry.metadata["or_one"] == (place.key in told) for place in places() if place.entry.metadata.get("range"))
+    assert all(
+        place.entry.metadata["or_one"] == (place.key in told) for place in places() if place.entry.metadata.get("range")
+    )
 
 
 def test_interpolation_goes_on_working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

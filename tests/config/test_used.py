@@ -153,7 +153,9 @@ def test_a_resolved_file_may_be_changed_by_one_choice(tmp_path: Path) -> None:
 
 
 def test_an_option_without_effect_is_refused_by_its_name() -> None:
-    with pytest.raises(InputError, match=r"^--guidance-channels=3 has no effect with --cfg-scale=1\.0; leave it out, or"):
+    with pytest.raises(
+        InputError, match=r"^--guidance-channels=3 has no effect with --cfg-scale=1\.0; leave it out, or"
+    ):
         load_options(SampleConfig, {"guidance_channels": "3"}, _flag, are_all=True)
     given = {"guidance_channels": "3", "cfg_scale": "1.5"}
     assert load_options(SampleConfig, given, _flag, are_all=True).guidance_channels == 3  # type: ignore[arg-type]
