@@ -100,6 +100,12 @@ def test_what_cannot_be_meant_is_one_sentence(
     assert sentence in refused(capsys, *words.replace("FOLDER", str(tmp_path / "FOLDER")).split())
 
 
+def test_an_imported_run_has_nothing_to_report_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not a run folder (no config.yaml)" in refused(capsys, "report", tmp_path)
+    (tmp_path / "config.yaml").touch()
+    assert "holds no step to report on (no metrics.jsonl): it was imported" in refused(capsys, "report", tmp_path)
+
+
 def test_a_folder_in_the_way_of_a_report_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "report.html").mkdir()
     assert "report.html' is a folder; move it, or give another path with --out FILE" in refused(

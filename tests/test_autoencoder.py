@@ -343,16 +343,19 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(
         with pytest.raises(InputError, match=said):
             load_autoencoder("no-one/nothing")
         _in_cache(_saved("AutoencoderKL", tmp_path / "kl", **TINY_KL), tmp_path / "models--some-one--kl")
-        assert load_autoencoder("some-one/kl").identity["revision"] == "abc"
+        assert load_autoencoder("some-one/kl").identity["revision"] == _COMMIT
     assert capfd.readouterr().err == ""
     assert not caplog.messages
+
+
+_COMMIT = "a" * 40
 
 
 def _in_cache(folder: Path, target: Path) -> None:
     """Lay a folder down as the hub's client does."""
     (target / "refs").mkdir(parents=True)
-    (target / "refs" / "main").write_text("abc")
-    shutil.copytree(folder, target / "snapshots" / "abc")
+    (target / "refs" / "main").write_text(_COMMIT)
+    shutil.copytree(folder, target / "snapshots" / _COMMIT)
 
 
 def test_an_image_size_that_does_not_divide_is_refused(codec: PCACodec) -> None:

@@ -132,13 +132,13 @@ def _numbers(config: Mapping[str, Any], key: str, name: str) -> tuple[float, ...
     """Return a number or a list of numbers; raises InputError where it is neither, or no number to scale with."""
     value = config.get(key)
     is_list = key.startswith("latents_")
-    values = value if is_list and isinstance(value, list | tuple) else [value]
+    values: list[Any] = list(value) if is_list and isinstance(value, list | tuple) else [value]
     is_scale = key in ("scaling_factor", "latents_std")
     if value is None:
         return None
     for number in values:
         is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-        if not is_number or (is_scale and number <= 0):
+        if not is_number or (is_scale and float(number) <= 0):
             noun = f"{'numbers' if is_list else 'a number'}{' above 0' if is_scale else ''}"
             raise InputError(
                 f"autoencoder '{name}' has {key}={json.dumps(value)} in its config.json, where {noun} belongs; correct "

@@ -162,7 +162,7 @@ def wandb_mode(settings: WandbConfig) -> Mode:
 
 def wrong_variable(error: Exception) -> str | None:
     """Return the variable of the environment whose value is none for wandb, if an error of its settings is of that."""
-    found = getattr(error, "errors", lambda: [])()  # pydantic's
+    found: list[dict[str, Any]] = getattr(error, "errors", lambda: [])()  # pydantic's
     names = [f"WANDB_{one['loc'][0]}".upper() for one in found if one.get("loc")]
     return next((name for name in names if name in os.environ), None)
 
