@@ -1,5 +1,6 @@
 """What a latent is: its shape and scale, and the way from stored moments to a model's input."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -32,6 +33,10 @@ class LatentSpec:
                 raise InputError(
                     f"latent {name} has {len(values)} numbers for {self.channels} channels; give one, or one a channel"
                 )
+            for value in values:
+                if not math.isfinite(value) or (name == "scale" and value <= 0):
+                    what = "a number above 0" if name == "scale" else "a finite number"
+                    raise InputError(f"latent {name} is {value:g}, which is not {what}; give such a number")
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "LatentSpec":

@@ -15,8 +15,10 @@ from dit_scale.errors import InputError
 FIXED_TABLES = ("pos_embed",)
 """The weights of a DiT that are computed and never trained: checkpoints may lack these, and no others."""
 
-_UNREADABLE = (OSError, SafetensorError, RuntimeError, ValueError, TypeError)
-"""What diffusers raises for files that are absent, damaged or of another kind."""
+_UNREADABLE = (OSError, SafetensorError, RuntimeError, ValueError)
+"""What diffusers raises, in words, for files that are absent, damaged or of another kind."""
+_MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
+"""What it runs into where settings are of another kind than they must be, or do not fit each other."""
 _NAMES_TOLD = 3
 
 
@@ -35,6 +37,7 @@ def load_strictly(
     expected = model.state_dict()
     complete = {name: value for name, value in expected.items() if name in may_lack} | dict(weights)
     check_names_and_shapes(complete, expected, origin, fix)
+    check_finite(weights, origin, fix)
     model.load_state_dict(complete)
 
 
@@ -47,6 +50,13 @@ def check_names_and_shapes(
         there = tuple(weights[name].shape) if name in weights else "absent"
         if here != there:
             raise InputError(f"weights '{origin}' are of another model: {name} is {there} there and {here} here; {fix}")
+
+
+def check_finite(weights: Mapping[str, Tensor], origin: str, fix: str) -> None:
+    """Raise InputError for the first weights that hold NaN or infinity."""
+    for name, value in weights.items():
+        if not (value.float() if value.is_floating_point() and value.itemsize == 1 else value).isfinite().all():
+            raise InputError(f"weights '{origin}' hold NaN or infinity in {name}, of which no model computes; {fix}")
 
 
 def from_diffusers(name: str) -> Any:
@@ -66,14 +76,19 @@ def from_diffusers(name: str) -> Any:
 
 @contextmanager
 def pretrained(what: str, fix: str) -> Iterator[None]:
-    """Turn what diffusers raises while it loads into one sentence about ``what``."""
+    """Turn what diffusers raises, and what it and the hub's client print, into one sentence about ``what``."""
     try:
-        yield
+        with _silent("diffusers"), _silent("huggingface_hub"), _silent("urllib3"):
+            yield
     except InputError:
         raise
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise InputError(f"{what} cannot be loaded ({reason}); {fix}") from error
+    except _MISFITS as error:
+        raise InputError(
+            f"{what} cannot be built: the settings in its config.json do not fit a model; {fix}"
+        ) from error
 
 
 def from_pretrained(
@@ -89,7 +104,7 @@ def from_pretrained(
     diffusers keeps whatever the memory held in the weights that a folder lacks. Raises InputError, with names, where
     weights are missing, of another shape, or left over; ``may_be_left(model, name)`` excuses the last.
     """
-    with pretrained(what, fix), _silent("diffusers"), _nan_where_uninitialised():
+    with pretrained(what, fix), _nan_where_uninitialised():
         model, found = model_class.from_pretrained(
             source, output_loading_info=True, low_cpu_mem_usage=False, ignore_mismatched_sizes=True, **options
         )

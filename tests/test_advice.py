@@ -53,6 +53,7 @@ EXCEPTIONS = {
     ("dit_scale.config.training", "validation.every_steps"): "the same",
     ("dit_scale.data.dataset", "data.held_out_fraction"): "inspect opens a folder whole",
     ("dit_scale.data.mixture", "data.class_names"): "inspect opens one folder, under its own names",
+    ("dit_scale.data.mixture", "data.path"): "the same",
     ("dit_scale.data.cache", "data.cache"): "convert and verify read local folders alone",
     ("dit_scale.data.remote", "data.cache"): "convert and verify read local folders alone",
     ("dit_scale.data.remote", "data.cache_bytes"): "only a run and plan's data have a limit",

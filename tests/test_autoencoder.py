@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,80 @@ def test_statistics_of_channels_become_scale_and_shift(tmp_path: Path) -> None:
     assert autoencoder.scale == (1.0, 0.5, 0.25, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"scaling_factor": 0}, "has scaling_factor=0 in its config.json, where a number above 0 belongs; correct it"),
+        ({"scaling_factor": -1}, "has scaling_factor=-1 in its config.json, where a number above 0 belongs"),
+        ({"scaling_factor": "x"}, 'has scaling_factor="x" in its config.json, where a number above 0 belongs'),
+        ({"shift_factor": [1]}, "has shift_factor=[1] in its config.json, where a number belongs"),
+        (
+            {"latents_mean": [0.0] * 4, "latents_std": [1, 1, 0, 1]},
+            "[1, 1, 0, 1] in its config.json, where numbers above",
+        ),
+        ({"block_out_channels": [8]}, "cannot be built: the settings in its config.json do not fit a model; copy the"),
+        ({"block_out_channels": "x"}, "cannot be built: the settings in its config.json do not fit a model"),
+        ([], "config.json"),
+        (3, "config.json"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_sentence(settings: Any, sentence: str, tmp_path: Path) -> None:
+    folder = _saved("AutoencoderKL", tmp_path / "kl", **TINY_KL)
+    path = folder / "config.json"
+    is_whole = isinstance(settings, dict)
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings if is_whole else settings))
+    with pytest.raises(InputError) as caught:
+        load_autoencoder(str(folder))
+    assert sentence in str(caught.value)
+    assert "object" not in str(caught.value) or "JSON object" in str(caught.value)
+
+
+def test_a_scale_that_is_null_is_one(tmp_path: Path) -> None:
+    folder = _saved("AutoencoderKL", tmp_path / "kl", **TINY_KL)
+    _rewritten(folder, load_file(folder / HUB_FILE), scaling_factor=None)
+    assert load_autoencoder(str(folder)).scale == (1.0,)
+
+
+@pytest.mark.parametrize("name", ["models/vae/kl", "./kl", "/nowhere/kl", "~/kl", "HERE/sd-vae", "HERE/file"])
+def test_a_mistyped_folder_is_refused_at_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "dit_scale.autoencoder.convolutional.why_out_of_reach", lambda: pytest.fail("no network for it")
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "HERE").mkdir()
+    (tmp_path / "HERE" / "file").touch()
+    what = "is a file, not a folder" if name.endswith("file") else "is not a folder of this machine"
+    with pytest.raises(InputError, match=f"autoencoder '{name}' {what}; give the folder of a diffusers autoencoder"):
+        load_autoencoder(name)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as nobody:  # bound, but nobody listens: refused at once
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        said = r"not in the hub's cache .* the hub, http://127.* download no-one/nothing where .* by hf download$"
+        with pytest.raises(InputError, match=said):
+            load_autoencoder("no-one/nothing")
+        _in_cache(_saved("AutoencoderKL", tmp_path / "kl", **TINY_KL), tmp_path / "models--some-one--kl")
+        assert load_autoencoder("some-one/kl").identity["revision"] == _COMMIT
+    assert capfd.readouterr().err == ""
+    assert not caplog.messages
+
+
+_COMMIT = "a" * 40
+
+
+def _in_cache(folder: Path, target: Path) -> None:
+    """Lay a folder down as the hub's client does."""
+    (target / "refs").mkdir(parents=True)
+    (target / "refs" / "main").write_text(_COMMIT)
+    shutil.copytree(folder, target / "snapshots" / _COMMIT)
+
+
 def test_an_image_size_that_does_not_divide_is_refused(codec: PCACodec) -> None:
     assert codec.latent_size(64) == 8
     with pytest.raises(InputError, match=r"image_size=60 is not divisible by 8"):
@@ -291,7 +366,9 @@ def test_an_image_size_that_does_not_divide_is_refused(codec: PCACodec) -> None:
 
 def test_a_name_that_cannot_be_loaded_gets_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"'no-one/nothing' cannot be loaded \(.*\); .* a local folder"):
+    with pytest.raises(
+        InputError, match=r"'no-one/nothing' cannot be loaded \(.*HF_HUB_OFFLINE is set\); .* a local fol"
+    ):
         load_autoencoder("no-one/nothing")
     with pytest.raises(InputError, match=r"fitted on images by dit-scale encode.* give the folder with its autoencod"):
         load_autoencoder("pca")

@@ -160,8 +160,9 @@ def test_no_room_for_a_checkpoint(shards: Path, full_disk: Path, tmp_path: Path)
     ("refuses", "variables", "status", "part"),
     [
         (False, {}, Status.PASS, " takes the key"),
-        (True, {}, Status.WARN, "but the run would log offline: AuthenticationError: "),
-        (None, {}, Status.WARN, "but the run would log offline: AuthenticationError: "),
+        (True, {}, Status.WARN, "but the run would log offline: Failed to authenticate"),
+        (None, {}, Status.WARN, "but the run would log offline: http://127.0.0.1:9 is not reached"),
+        (None, {"WANDB_CONSOLE": "x"}, Status.WARN, "log offline: WANDB_CONSOLE=x is nothing that wandb takes"),
         (None, {"WANDB_API_KEY": ""}, Status.WARN, "without an API key: the run logs offline"),
     ],
 )

@@ -1,5 +1,7 @@
 """Latents: scale and shift there and back, and draws from the posterior."""
 
+import math
+
 import pytest
 import torch
 
@@ -47,3 +49,11 @@ def test_a_codec_without_variance_gives_its_mean_and_half_precision_is_enough_to
     latent = sample_latent(moments, torch.randn(1, 2, 4, 4), spec)
     assert latent.dtype == torch.float32
     torch.testing.assert_close(latent, mean.float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [(0.0,), (-1.0,), (math.nan,), (math.inf,), (1.0, 1.0, 0.0, 1.0)])
+def test_a_scale_that_cannot_be_is_refused(scale: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match=r"latent scale is .*, which is not a number above 0; give such a number"):
+        LatentSpec(4, 8, scale)
+    with pytest.raises(InputError, match="latent shift is nan, which is not a finite number"):
+        LatentSpec(4, 8, (1.0,), (math.nan,))

@@ -1,5 +1,7 @@
 """The convolutional autoencoders of diffusers."""
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dit_scale.autoencoder.base import Autoencoder
+from dit_scale.autoencoder.hub import not_cached, refuse_missing_folder, why_out_of_reach
 from dit_scale.errors import InputError
 from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE
 from dit_scale.weights import from_diffusers, from_pretrained, pretrained
@@ -26,7 +29,7 @@ class ConvAutoencoder(Autoencoder):
         widths = config.encoder_block_out_channels if self._is_tiny else config.block_out_channels
         self.channels = config.latent_channels
         self.downsampling = 2 ** (len(widths) - 1)
-        self.scale, self.shift = _own_normalisation(config)
+        self.scale, self.shift = _own_normalisation(config, name)
         self.identity = self.identify(type(model).__name__, name, revision)
 
     @torch.no_grad()
@@ -75,17 +78,30 @@ def load_convolutional(
     ``or_else`` is what the caller may take instead, for that sentence.
     """
     what = f"autoencoder '{name}'"
+    refuse_missing_folder(name, or_else)
+    away = None if Path(name).is_dir() else why_out_of_reach()
     with pretrained(
         what,
-        f"give a hub name that this machine can reach, a local folder of a diffusers autoencoder, or a folder with "
-        f"autoencoder.safetensors{or_else}",
+        f"give a hub name, the folder of a diffusers autoencoder, or a folder with autoencoder.safetensors{or_else}",
     ):
-        config, _, commit = from_diffusers("AutoencoderKL").load_config(
-            name, revision=revision, return_unused_kwargs=True, return_commit_hash=True
-        )
+        try:
+            config, _, commit = from_diffusers("AutoencoderKL").load_config(
+                name,
+                revision=revision,
+                local_files_only=away is not None,
+                return_unused_kwargs=True,
+                return_commit_hash=True,
+            )
+        except OSError as error:
+            if away is None:
+                raise
+            raise not_cached(name, revision, away, or_else) from error
+    if not isinstance(config, dict):
+        raise InputError(f"autoencoder '{name}' has a config.json that is not a JSON object; copy the folder again")
     model_class = model_class_of(config.get("_class_name"), name)
     fix = "copy the whole folder again, or let the hub's copy be downloaded again"
-    model = from_pretrained(model_class, name, what, fix, _is_unused, revision=commit or revision)
+    options = {"revision": commit or revision, "local_files_only": away is not None}
+    model = from_pretrained(model_class, name, what, fix, _is_unused, **options)
     # A folder is named without its path, so that the same weights encoded elsewhere give the same manifest.
     return ConvAutoencoder(model, Path(name).name if Path(name).is_dir() else name, commit, precision)
 
@@ -103,10 +119,29 @@ def model_class_of(kind: str | None, where: str) -> Any:
     return from_diffusers(kind)
 
 
-def _own_normalisation(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _own_normalisation(config: Mapping[str, Any], name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return scale and shift from a diffusers config: one number each, or one a channel where it has statistics."""
-    factor = config.get("scaling_factor") or 1.0
-    mean, std = config.get("latents_mean"), config.get("latents_std")
+    (factor,) = _numbers(config, "scaling_factor", name) or (1.0,)
+    mean, std = _numbers(config, "latents_mean", name), _numbers(config, "latents_std", name)
     if mean is None or std is None:
-        return (float(factor),), (float(config.get("shift_factor") or 0.0),)
-    return tuple(factor / number for number in std), tuple(float(number) for number in mean)
+        return (factor,), _numbers(config, "shift_factor", name) or (0.0,)
+    return tuple(factor / number for number in std), mean
+
+
+def _numbers(config: Mapping[str, Any], key: str, name: str) -> tuple[float, ...] | None:
+    """Return a number or a list of numbers; raises InputError where it is neither, or no number to scale with."""
+    value = config.get(key)
+    is_list = key.startswith("latents_")
+    values: list[Any] = list(value) if is_list and isinstance(value, list | tuple) else [value]
+    is_scale = key in ("scaling_factor", "latents_std")
+    if value is None:
+        return None
+    for number in values:
+        is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+        if not is_number or (is_scale and float(number) <= 0):
+            noun = f"{'numbers' if is_list else 'a number'}{' above 0' if is_scale else ''}"
+            raise InputError(
+                f"autoencoder '{name}' has {key}={json.dumps(value)} in its config.json, where {noun} belongs; correct "
+                f"it there"
+            )
+    return tuple(map(float, values))

@@ -18,7 +18,7 @@ from dit_scale.autoencoder.pca import PCACodec
 from dit_scale.documents import parsed
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write
-from dit_scale.weights import load_strictly
+from dit_scale.weights import load_strictly, pretrained
 
 FILE_NAME = "autoencoder.safetensors"
 """What an autoencoder is kept as, in a shard folder or a run folder."""
@@ -84,7 +84,8 @@ def _read(path: Path, expected: Identity | None, precision: Literal["fp32", "bf1
     if identity["kind"] == PCACodec.KIND:
         autoencoder = PCACodec(**tensors, **settings)
     else:
-        model = model_class_of(identity["kind"], str(path)).from_config(settings)
+        with pretrained(f"'{path}'", "copy the file again from the shard folder"):
+            model = model_class_of(identity["kind"], str(path)).from_config(settings)
         load_strictly(model, tensors, str(path), "copy the file again from the shard folder")
         autoencoder = ConvAutoencoder(model, identity["name"], identity["revision"], precision)
     wanted = identity if expected is None else expected

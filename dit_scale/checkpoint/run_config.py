@@ -11,4 +11,4 @@ def write_config(run_dir: Path, config: Config, device: str) -> None:
     """Write config.yaml: the resolved settings; versions, git commit and what computes as comments above them."""
     head = [*(f"{name} {number}" for name, number in versions().items()), f"on {device}"]
     with atomic_write(run_dir / "config.yaml", "w") as file:
-        file.write("".join(f"# {line}\n" for line in head) + to_yaml(config))
+        file.write(to_yaml(config, head))

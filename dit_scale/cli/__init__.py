@@ -6,6 +6,7 @@ import sys
 
 from dit_scale import __version__
 from dit_scale.cli import bench, data, evaluation, interchange, planning, runs, samples
+from dit_scale.cli.arguments import number
 from dit_scale.distributed.runtime import World, take_local_rank
 from dit_scale.errors import Failure, InputError
 from dit_scale.versions import untested
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dit-scale", description="Diffusion Transformers at scale.")
     parser.add_argument("--version", action="version", version=f"dit-scale {__version__}")
     parser.add_argument(
-        "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
+        "--local_rank", "--local-rank", type=number(int, at_least=0), help=argparse.SUPPRESS
     )  # DeepSpeed's launcher gives it
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for family in (data, planning, runs, samples, evaluation, interchange, bench):

@@ -2,11 +2,13 @@
 
 import argparse
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from dit_scale.config import describe
 from dit_scale.config.fields import Range, noun_of
+from dit_scale.errors import InputError
 
 
 def add_config_command(commands, name, text, schema, run) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
@@ -37,6 +39,7 @@ def number(kind: type[int] | type[float], **limits: Any) -> Callable[[str], Any]
             raise argparse.ArgumentTypeError(f"'{text}' is not {accepted.advice(noun_of(kind))}")
         return value
 
+    read.limits = accepted  # type: ignore[attr-defined]
     return read
 
 
@@ -44,11 +47,28 @@ positive = number(int, at_least=1)
 """Read a whole number above 0."""
 
 
-def floats(text: str) -> tuple[float, ...]:
-    """Read numbers parted by commas."""
-    return tuple(map(number(float), text.split(",")))
+def numbers(**limits: Any) -> Callable[[str], tuple[float, ...]]:
+    """Return what reads numbers parted by commas, each in a range."""
+    one = number(float, **limits)
+
+    def read(text: str) -> tuple[float, ...]:
+        return tuple(map(one, text.split(",")))
+
+    read.limits = one.limits  # type: ignore[attr-defined]
+    return read
 
 
-def floats_above_zero(text: str) -> tuple[float, ...]:
-    """Read numbers above 0 parted by commas."""
-    return tuple(map(number(float, above=0), text.split(",")))
+def new_file(text: str) -> Path:
+    """Read the path of a file that will be written."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}' is a folder; give the path of a file")
+    return Path(text)
+
+
+def refuse_given(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Raise InputError for the first of these options that was given; their defaults must be None, False or empty."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False and value != []:
+            written = "" if value is True else f" {value}"
+            raise InputError(f"--{name.replace('_', '-')}{written} has no effect {why}; leave it out")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dit_scale.cli.arguments import number, positive
+from dit_scale.cli.arguments import new_file, number, positive, refuse_given
 from dit_scale.errors import InputError
 
 
@@ -65,7 +65,7 @@ def _add_bench_attention(benchmarks) -> None:  # type: ignore[no-untyped-def]
     text = "Forward and backward of every attention kernel that runs here, on a model's shape."
     command = benchmarks.add_parser("attention", help="attention kernels", description=text)
     _add_model_options(command, batch_size=16)
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures and where they come from")
+    command.add_argument("--json", type=new_file, metavar="FILE", help="write the figures and where they come from")
     command.set_defaults(run=_bench_attention)
 
 
@@ -85,7 +85,13 @@ def _add_bench_comm(benchmarks) -> None:  # type: ignore[no-untyped-def]
     command.add_argument(
         "--micro-batch-size", type=positive, default=8, metavar="N", help="of a rank (default %(default)s)"
     )
-    command.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), default=1, help="(default %(default)s)")
+    command.add_argument(
+        "--zero-stage",
+        type=number(int, at_least=0, at_most=3),
+        choices=(0, 1, 2, 3),
+        default=1,
+        help="(default %(default)s)",
+    )
     _add_bench_options(command, rounds=5)
     command.set_defaults(run=_bench_comm)
 
@@ -129,8 +135,7 @@ def _add_bench_data(benchmarks) -> None:  # type: ignore[no-untyped-def]
     command.add_argument(
         "--mirrors",
         choices=("none", "both"),
-        default="none",
-        help="both: records made here also hold their horizontal flips (default %(default)s)",
+        help="both: records made here also hold their horizontal flips (default none)",
     )
     _add_bench_options(command, rounds=7)
     command.set_defaults(run=_bench_data)
@@ -164,7 +169,7 @@ def _add_bench_checkpoint(benchmarks) -> None:  # type: ignore[no-untyped-def]
 
 def _add_bench_options(command: argparse.ArgumentParser, rounds: int) -> None:
     command.add_argument("--rounds", type=positive, default=rounds, metavar="K", help="(default %(default)s)")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures and where they come from")
+    command.add_argument("--json", type=new_file, metavar="FILE", help="write the figures and where they come from")
 
 
 def _bench_step(options: argparse.Namespace) -> None:
@@ -249,6 +254,8 @@ def _bench_comm(options: argparse.Namespace) -> None:
 def _bench_data(options: argparse.Namespace) -> None:
     from dit_scale.bench.data import bench_data
 
+    if options.folder is not None:
+        refuse_given(options, ("mirrors",), f"with '{options.folder}', which is there already")
     mirrors = 2 if options.mirrors == "both" else 1
     bench_data(options.folder, options.records, mirrors, options.rounds, options.json)
 

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from dit_scale.cli.arguments import add_config_command, floats, floats_above_zero, number, positive
+from dit_scale.cli.arguments import add_config_command, new_file, number, numbers, positive, refuse_given
 from dit_scale.config import EncodeConfig, load_config
 from dit_scale.data.class_files import read_names
+from dit_scale.errors import InputError
 
 
 def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
@@ -33,7 +34,9 @@ def _add_inspect(commands) -> None:  # type: ignore[no-untyped-def]
     text = "Print what a shard folder holds and draw some of its records."
     command = commands.add_parser("inspect", help="a table and pictures of what shards hold", description=text)
     command.add_argument("folder", metavar="SHARDS", help="a shard folder, here or in object storage")
-    command.add_argument("--out", type=Path, default=Path("inspect.png"), metavar="PNG", help="(default %(default)s)")
+    command.add_argument(
+        "--out", type=new_file, default=Path("inspect.png"), metavar="PNG", help="(default %(default)s)"
+    )
     command.add_argument("--num-classes", type=positive, default=8, metavar="N", help="rows (default %(default)s)")
     command.add_argument("--images-per-class", type=positive, default=4, metavar="N", help="(default %(default)s)")
     command.add_argument("--cache", type=Path, metavar="DIR", help="for object storage; default: below $TMPDIR")
@@ -54,9 +57,10 @@ def _add_index(commands) -> None:  # type: ignore[no-untyped-def]
     command = commands.add_parser("index", help="make others' tars of latents readable", description=text)
     command.add_argument("folder", type=Path, metavar="TARS", help="folder of tars with KEY.npy and KEY.cls or .json")
     command.add_argument("--autoencoder", required=True, metavar="NAME", help="what made them: a hub name or a folder")
-    default = "default: the autoencoder's"
-    command.add_argument("--scale", type=floats_above_zero, metavar="S,…", help=f"latent scale; {default}")
-    command.add_argument("--shift", type=floats, metavar="S,…", help=f"latent shift; {default}")
+    command.add_argument(
+        "--scale", type=numbers(above=0), metavar="S,…", help="latent scale; default: the autoencoder's"
+    )
+    command.add_argument("--shift", type=numbers(), metavar="S,…", help="latent shift; default: the autoencoder's")
     command.add_argument(
         "--stored-scale",
         type=number(float, above=0),
@@ -84,12 +88,16 @@ def _encode(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from preprocessing.verify import verify
 
+    if options.overrides and not options.repair:
+        raise InputError(f"'{options.overrides[0]}' has no effect without --repair; leave it out, or give --repair")
     verify(options.folder, quick=options.quick, repair=options.repair, overrides=options.overrides)
 
 
 def _inspect(options: argparse.Namespace) -> None:
     from preprocessing.inspect import inspect
 
+    if "://" not in options.folder:
+        refuse_given(options, ("cache",), f"with '{options.folder}', a folder of this machine")
     inspect(options.folder, options.out, options.num_classes, options.images_per_class, options.cache)
 
 

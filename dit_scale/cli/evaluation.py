@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dit_scale.cli.arguments import positive
+from dit_scale.cli.arguments import new_file, positive
 
 
 def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
@@ -39,7 +39,9 @@ def _add_evaluate(commands) -> None:  # type: ignore[no-untyped-def]
         metavar="DIR",
         help="for references; default: below $XDG_CACHE_HOME or ~/.cache",
     )
-    command.add_argument("--out", type=Path, metavar="FILE", help="the result; default: evaluation.json by the images")
+    command.add_argument(
+        "--out", type=new_file, metavar="FILE", help="the result; default: evaluation.json by the images"
+    )
     command.add_argument("--against", type=Path, metavar="OLD", help="an earlier result; print what has changed")
     command.set_defaults(run=_evaluate)
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dit_scale.cli.arguments import floats, positive
+from dit_scale.cli.arguments import numbers, positive
 from dit_scale.data.class_files import read_names
 
 
@@ -30,19 +30,23 @@ def _add_import(commands) -> None:  # type: ignore[no-untyped-def]
     command = commands.add_parser("import", help="published weights to a run folder", description=text)
     command.add_argument("weights", type=Path, metavar="WEIGHTS", help="a .pt, a .safetensors, a DiTPipeline folder")
     command.add_argument("--out", type=Path, required=True, metavar="PATH", help="run folder to write")
-    command.add_argument("--objective", choices=("gaussian", "flow"), default="gaussian", help="flow for SiT")
-    command.add_argument("--schedule", choices=("linear", "cosine"), default="linear", help="(default %(default)s)")
-    command.add_argument(
-        "--prediction", choices=("epsilon", "v", "x0"), default="epsilon", help="(default %(default)s)"
-    )
+    of_gaussian = "with gaussian; not for a folder, which says it itself"
+    command.add_argument("--objective", choices=("gaussian", "flow"), help="gaussian (default), or flow for SiT")
+    command.add_argument("--schedule", choices=("linear", "cosine"), help=f"default linear; {of_gaussian}")
+    command.add_argument("--prediction", choices=("epsilon", "v", "x0"), help=f"default epsilon; {of_gaussian}")
     command.add_argument(
         "--autoencoder", metavar="NAME", help="hub name or folder; default: the folder's, or stabilityai/sd-vae-ft-ema"
     )
     command.add_argument(
-        "--latent-scale", type=floats, metavar="S,…", help="one number, or one a channel; default: the autoencoder's"
+        "--latent-scale",
+        type=numbers(above=0),
+        metavar="S,…",
+        help="one number, or one a channel; default: the autoencoder's",
     )
     command.add_argument("--class-names", type=Path, metavar="FILE", help="a name a line; default: numbers")
-    command.add_argument("--num-heads", type=positive, metavar="N", help="attention heads; default: the preset's")
+    command.add_argument(
+        "--num-heads", type=positive, metavar="N", help="attention heads of a file; default: the preset's"
+    )
     command.add_argument(
         "--latent-size", type=positive, metavar="N", help="side of the latent; only for weights without pos_embed"
     )
@@ -57,11 +61,11 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     from dit_scale.interop.importing import Unsaid, import_weights
-    from dit_scale.interop.pipeline_folder import Noise
 
     unsaid = Unsaid(
         objective=options.objective,
-        noise=Noise(schedule=options.schedule, prediction=options.prediction),
+        schedule=options.schedule,
+        prediction=options.prediction,
         autoencoder=options.autoencoder,
         latent_scale=options.latent_scale,
         class_names=None if options.class_names is None else read_names(options.class_names, "--class-names"),

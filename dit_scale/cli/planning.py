@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from dit_scale.cli.arguments import add_config_command, number, positive
+from dit_scale.cli.arguments import add_config_command, new_file, number, positive, refuse_given
 from dit_scale.config import Config, load_config
 from dit_scale.errors import InputError
 
@@ -34,17 +33,19 @@ def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
         "--price", type=number(float, at_least=0), default=2.0, metavar="X", help="of a GPU hour (default %(default)g)"
     )
     command.add_argument("--image-size", type=positive, metavar="PX", help="plan without data: 256, 512, …")
-    command.add_argument("--channels", type=positive, default=4, metavar="C", help="of a latent, with --image-size")
-    command.add_argument("--classes", type=positive, default=1000, metavar="K", help="with --image-size")
+    command.add_argument("--channels", type=positive, metavar="C", help="of a latent, with --image-size (default 4)")
+    command.add_argument("--classes", type=positive, metavar="K", help="with --image-size (default 1000)")
     command.add_argument("--search", action="store_true", help="try stages, micro batches and checkpointing")
-    command.add_argument("--chart", type=Path, metavar="PNG", help="draw scaling from 1 to 4096 GPUs")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    command.add_argument("--chart", type=new_file, metavar="PNG", help="draw scaling from 1 to 4096 GPUs")
+    command.add_argument("--json", type=new_file, metavar="FILE", help="write all figures")
 
 
 def _plan(options: argparse.Namespace) -> None:
     from dit_scale.planning.cluster import Cluster, gpu_named
     from dit_scale.planning.plan import Request, plan
 
+    if options.image_size is None:
+        refuse_given(options, ("channels", "classes"), "without --image-size, since the data says it")
     try:
         config = load_config(Config, options.config, [*options.overrides, *_places(options)])
     except InputError as error:
@@ -56,8 +57,8 @@ def _plan(options: argparse.Namespace) -> None:
     )
     request = Request(
         options.image_size,
-        options.channels,
-        options.classes,
+        options.channels or 4,
+        options.classes or 1000,
         options.price,
         options.search,
         options.chart,

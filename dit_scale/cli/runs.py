@@ -4,9 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from dit_scale.cli.arguments import add_config_command, positive
+from dit_scale.cli.arguments import add_config_command, new_file, positive, refuse_given
 from dit_scale.config import Config, load_config
 from dit_scale.distributed.runtime import World, die_with_parent, max_restarts
+from dit_scale.errors import InputError
 from dit_scale.supervision.preemption import StopRequest
 
 
@@ -22,7 +23,7 @@ def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
 def _add_doctor(commands) -> None:  # type: ignore[no-untyped-def]
     text = "check all that a training run needs, before it starts, on the ranks that it will have"
     command = add_config_command(commands, "doctor", text, Config, _doctor)
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    command.add_argument("--json", type=new_file, metavar="FILE", help="write the findings there, too")
 
 
 def _add_status(commands) -> None:  # type: ignore[no-untyped-def]
@@ -33,17 +34,10 @@ def _add_status(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument(
         "--requeue", action="store_true", help="for launchers: exit status 0 if the run should start again, 3 if not"
     )
-    command.add_argument("--max-restarts", type=positive, metavar="N", help="$DIT_SCALE_MAX_RESTARTS, or 100")
-    command.add_argument(
-        "--max-without-progress",
-        type=positive,
-        default=3,
-        metavar="N",
-        help="starts at one step (default %(default)s)",
-    )
-    command.add_argument(
-        "--max-hangs", type=positive, default=3, metavar="N", help="hangs in a row (default %(default)s)"
-    )
+    limits = command.add_argument_group("with --requeue")
+    limits.add_argument("--max-restarts", type=positive, metavar="N", help="$DIT_SCALE_MAX_RESTARTS, or 100")
+    limits.add_argument("--max-without-progress", type=positive, metavar="N", help="starts at one step (default 3)")
+    limits.add_argument("--max-hangs", type=positive, metavar="N", help="hangs in a row (default 3)")
     command.set_defaults(run=_status)
 
 
@@ -70,7 +64,7 @@ def _add_report(commands) -> None:  # type: ignore[no-untyped-def]
     text = "Write a run's own page: one HTML file that needs no network; also while the run goes on."
     command = commands.add_parser("report", help="a run's own page", description=text)
     command.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder")
-    command.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run folder")
+    command.add_argument("--out", type=new_file, metavar="FILE", help="default: report.html in the run folder")
     command.set_defaults(run=_report)
 
 
@@ -89,9 +83,11 @@ def _status(options: argparse.Namespace) -> None:
     from dit_scale.jobs.status import requeue, status
 
     if options.requeue:
+        refuse_given(options, ("json",), "with --requeue")
         restarts = options.max_restarts or max_restarts()
-        requeue(options.run_dir, Limits(restarts, options.max_without_progress, options.max_hangs))
+        requeue(options.run_dir, Limits(restarts, options.max_without_progress or 3, options.max_hangs or 3))
     else:
+        refuse_given(options, ("max_restarts", "max_without_progress", "max_hangs"), "without --requeue")
         status(options.run_dir, as_json=options.json)
 
 
@@ -99,6 +95,8 @@ def _report(options: argparse.Namespace) -> None:
     from dit_scale.report import write_report
 
     out = options.out or options.run_dir / "report.html"
+    if out.is_dir():
+        raise InputError(f"'{out}' is a folder; move it, or give another path with --out FILE")
     write_report(options.run_dir, out)
     print(f"{out}, {out.stat().st_size / 1e6:.1f} MB")
 

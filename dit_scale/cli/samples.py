@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dit_scale.cli.arguments import number, positive
+from dit_scale.cli.arguments import number, positive, refuse_given
 from dit_scale.config import SampleConfig, add_options, read_options_of
 from dit_scale.distributed.runtime import World, die_with_parent
 
@@ -39,7 +39,7 @@ def _add_sample(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
     command.add_argument("--compile", action="store_true", help="compile blocks: a minute at first, then faster")
     command.add_argument("--kernels", choices=("auto", "off"), default="auto", help="as engine.kernels (default auto)")
-    command.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once a rank")
+    command.add_argument("--batch-size", type=positive, metavar="N", help="images at once a rank (default 32)")
     add_options(command.add_argument_group("from noise to latent"), SampleConfig)
     _add_outputs(command)
     command.set_defaults(run=_sample)
@@ -51,7 +51,6 @@ def _add_outputs(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--frames",
         type=number(int, at_least=0),
-        default=0,
         metavar="N",
         help="frames.png: N pictures of the way from noise",
     )
@@ -72,9 +71,11 @@ def _sample(options: argparse.Namespace) -> None:
     from dit_scale.sampling.job import Request, sample, start
     from dit_scale.sampling.sheet import draw_sheet, parse_axis
 
-    config = read_options_of(SampleConfig, options)
-    settings = SamplingSettings.of(config, config.seed)
     axes = [parse_axis(text) for text in options.grid_over]
+    config = read_options_of(SampleConfig, options, are_all="cfg-scale" not in [axis.name for axis in axes])
+    settings = SamplingSettings.of(config, config.seed)
+    if axes:
+        refuse_given(options, ("batch_size", "npz", "frames", "overwrite"), "with --grid-over, which writes one sheet")
     words = [word.strip() for word in options.classes.split(",") if word.strip()]
     how = (options.precision, options.compile, options.kernels)
     sampler, world = start(options.path, options.weights, options.decoder, *how)
@@ -88,9 +89,9 @@ def _sample(options: argparse.Namespace) -> None:
         options.num_samples,
         classes,
         options.random_classes,
-        options.batch_size,
+        options.batch_size or 32,
         options.npz,
-        options.frames,
+        options.frames or 0,
         options.overwrite,
     )
     sample(sampler, settings, request, world)

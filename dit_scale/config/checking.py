@@ -39,21 +39,21 @@ def sections(config: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
             yield from sections(value, f"{prefix}{entry.name}.")
 
 
-def check_used(config: T, given: Mapping[str, int], prefix: str = "") -> T:
+def check_used(config: T, given: Mapping[str, int], prefix: str = "", spell: Spell = str) -> T:
     """Return settings without those that have no effect, which become their defaults.
 
     ``given`` says in which place each key was given: 1 the file, 2 the command line, 0 nowhere. Raises InputError where
-    a key that has no effect was given beside, or after, the choice that makes it so; a later choice drops it.
+    a key that has no effect was given beside, or after, the choice that makes it so, whatever its value; a later choice
+    drops it.
     """
-    places = dict(given)
-    while found := next(_unused(config, prefix), None):
+    places, choices = dict(given), dict(given)
+    while found := next(_unused(config, places, choices, prefix), None):
         section, key, entry, condition = found
-        controller = f"{key}{condition.name}"
-        place = places.get(key + entry.name, 0)
-        if place and place >= places.get(controller, 0):
-            raise _without_effect(section, key, entry, condition)
-        places[key + entry.name] = places.get(controller, 0)
-        config = _with_default(config, (key.removeprefix(prefix) + entry.name).split("."))
+        name, place = key + entry.name, choices.get(key + condition.name, 0)
+        if places.pop(name, 0) >= max(1, place):
+            raise _without_effect(section, key, entry, condition, spell)
+        choices[name] = place  # what goes with this one was given before the choice, too
+        config = _with_default(config, name.removeprefix(prefix).split("."))
     return config
 
 
@@ -65,7 +65,17 @@ def used(config: T) -> T:
 def refuse_unused(section: Any, key: str) -> None:
     """Raise InputError where a section, made without a file, holds what has no effect in it."""
     prefix = f"{key}."
-    check_used(section, {f"{prefix}{entry.name}": 1 for entry in fields(section)}, prefix)
+    check_used(section, dict.fromkeys(changed(section, prefix), 1), prefix)
+
+
+def changed(section: Any, prefix: str = "") -> list[str]:
+    """Return the dotted names of a section's fields, and of those in it, that are not at their defaults."""
+    return [
+        f"{key}{entry.name}"
+        for part, key in sections(section, prefix)
+        for entry in fields(part)
+        if getattr(part, entry.name) != _default(entry)
+    ]
 
 
 def unused_names(section: Any) -> set[str]:
@@ -73,12 +83,15 @@ def unused_names(section: Any) -> set[str]:
     return {entry.name for entry in fields(section) for _ in _broken(section, entry)}
 
 
-def _unused(config: Any, prefix: str) -> Iterator[tuple[Any, str, Field[Any], When]]:
-    """Yield what is not at its default and has no effect."""
+def _unused(
+    config: Any, places: Mapping[str, int], choices: Mapping[str, int], prefix: str
+) -> Iterator[tuple[Any, str, Field[Any], When]]:
+    """Yield what has no effect and was given beside or after the choice, or is not at its default."""
     for section, key in sections(config, prefix):
         for entry in fields(section):
-            if getattr(section, entry.name) != _default(entry):
-                for condition in _broken(section, entry):
+            for condition in _broken(section, entry):
+                is_given = places.get(key + entry.name, 0) >= max(1, choices.get(key + condition.name, 0))
+                if is_given or getattr(section, entry.name) != _default(entry):
                     yield section, key, entry, condition
 
 
@@ -101,11 +114,12 @@ def _with_default(config: Any, names: list[str]) -> Any:
     return replace(config, **{name: _default(entry)})
 
 
-def _without_effect(section: Any, key: str, entry: Field[Any], condition: When) -> InputError:
+def _without_effect(section: Any, key: str, entry: Field[Any], condition: When, spell: Spell) -> InputError:
     value, choice = shown(getattr(section, entry.name)), shown(getattr(section, condition.name))
+    controller = spell(f"{key}{condition.name}")
     return InputError(
-        f"{key}{entry.name}={value} has no effect with {key}{condition.name}={choice}; leave it out, or give "
-        f"{condition.advice(f'{key}{condition.name}')}"
+        f"{spell(f'{key}{entry.name}')}={value} has no effect with {controller}={choice}; leave it out, or give "
+        f"{condition.advice(controller)}"
     )
 
 

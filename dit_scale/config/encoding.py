@@ -34,9 +34,9 @@ class AutoencoderConfig:
     """`pca` (a codec fitted on the images), a hub name or a local folder of a diffusers autoencoder."""
     revision: str | None = setting(None, only_if=_NOT_PCA)
     """Revision of the hub's model; null takes the newest."""
-    scale: tuple[float, ...] | None = number(None, above=0, only_if=when("measure_scale", False))
+    scale: tuple[float, ...] | None = number(None, above=0, only_if=when("measure_scale", False), or_one=True)
     """Latent scale, one number or one a channel; null takes the model's own (PCA: 1 / rms)."""
-    shift: tuple[float, ...] | None = number(None, only_if=when("measure_scale", False))
+    shift: tuple[float, ...] | None = number(None, only_if=when("measure_scale", False), or_one=True)
     """Latent shift, one number or one a channel; null takes the model's own."""
     measure_scale: bool = False
     """Take scale and shift, per channel, from the latents' measured mean and standard deviation instead."""

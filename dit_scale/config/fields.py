@@ -60,21 +60,33 @@ class When:
     values: tuple[Any, ...] = ()
     """One of these; or, where there are none, any but the following."""
     but: tuple[Any, ...] = ()
+    test: Callable[[Any], bool] | None = None
+    """Instead of these lists: whether a value is one."""
+    words: str = ""
+    """What to give, where there is a test."""
 
     def holds(self, section: Any) -> bool:
         """Return whether the section's choice is among them."""
         value = getattr(section, self.name)
+        if self.test is not None:
+            return self.test(value)
         return value in self.values if self.values else value not in self.but
 
     def advice(self, name: str) -> str:
         """Return what to give, where the other field is called ``name``."""
+        if self.words:
+            return f"{name} {self.words}"
         if self.values:
             *rest, last = map(shown, self.values)
             return f"{name}={', '.join(rest)}{' or ' if rest else ''}{last}"
         return f"{name} above 0" if self.but == (0,) else f"another {name}"
 
     def __str__(self) -> str:
-        return self.advice(self.name) if self.values or self.but == (0,) else f"{self.name} not {shown(self.but[0])}"
+        return (
+            self.advice(self.name)
+            if self.words or self.values or self.but == (0,)
+            else f"{self.name} not {shown(self.but[0])}"
+        )
 
 
 def when(name: str, *values: Any) -> When:
@@ -87,6 +99,11 @@ def unless(name: str, *values: Any) -> When:
     return When(name, but=values)
 
 
+def when_true(name: str, test: Callable[[Any], bool], words: str) -> When:
+    """Say that a field has an effect with the values of another one for which a test is true; ``words`` tell which."""
+    return When(name, test=test, words=words)
+
+
 def number(
     default: Any,
     *,
@@ -96,9 +113,13 @@ def number(
     below: float | None = None,
     or_zero: bool = False,
     only_if: When | None = None,
+    or_one: bool = False,
 ) -> Any:
-    """Return a field of a number, or of numbers in a tuple or a dictionary, with the range of each."""
-    return _field(default, only_if, range=Range(at_least, above, at_most, below, or_zero))
+    """Return a field of a number, or of numbers in a tuple or a dictionary, with the range of each.
+
+    ``or_one`` lets one number stand for a tuple of it.
+    """
+    return _field(default, only_if, range=Range(at_least, above, at_most, below, or_zero), or_one=or_one)
 
 
 SEEDS: dict[str, Any] = {"at_least": -(2**62), "at_most": 2**62}

@@ -1,23 +1,35 @@
 """Settings from a YAML file and ``key.sub=value`` overrides, checked; one sentence for each mistake."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigKeyError,
+    GrammarParseError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 from yaml import YAMLError, safe_dump
 
-from dit_scale.config.checking import check_together, check_used, check_values
+from dit_scale.config.checking import changed, check_together, check_used, check_values
 from dit_scale.config.fields import Spell
 from dit_scale.config.typed import is_override, problem, read_options, read_override, read_yaml
 from dit_scale.errors import InputError, nearest
 
 T = TypeVar("T")
 
+_INTERPOLATION = (InterpolationResolutionError, UnsupportedInterpolationType)
+_NO_INTERPOLATION = "write \\${ for these characters themselves"
 _FILE, _COMMAND_LINE = 1, 2
+_MARK = "dit_scale"
+"""Begins a comment at the head of a file that this program wrote, in which every setting stands."""
 
 
 def load_config(
@@ -29,10 +41,13 @@ def load_config(
     missing file, an unknown key (naming the nearest), a value of the wrong type or out of range, a key that has no
     effect with the others, or a mandatory key that nobody gave.
     """
-    parts, given = [], {}
+    parts: list[Any] = []
+    given: dict[str, int] = {}
     if path is not None:
-        parts.append(_read_file(Path(path), schema))
-        given = dict.fromkeys(_keys(_plain(parts[0])), 0 if is_stored else _FILE)
+        text, part = _read_file(Path(path), schema)
+        parts.append(part)
+        if not is_stored:
+            given = dict.fromkeys(changed(_filled(schema, parts)) if _is_resolved(text) else _keys(_plain(part)), _FILE)
     for override in overrides or []:
         if not is_override(override):
             raise InputError(f"override '{override}' is not of the form key.sub=value; write e.g. train.steps=1000")
@@ -45,10 +60,17 @@ def load_config(
     return config
 
 
-def load_options(schema: type[T], given: dict[str, str | list[str] | dict[str, str]], spell: Spell) -> T:
-    """Return a section filled from options of a command, by its fields' names; ``spell`` says what they are called."""
+def load_options(
+    schema: type[T], given: dict[str, str | list[str] | dict[str, str]], spell: Spell, *, are_all: bool = False
+) -> T:
+    """Return a section filled from options of a command, by its fields' names; ``spell`` says what they are called.
+
+    ``are_all`` says that nothing else is chosen elsewhere; then what has no effect with the others is refused, too.
+    """
     config = _filled(schema, [read_options(given, schema, spell)])
     check_values(config, spell)
+    if are_all:
+        config = check_used(config, dict.fromkeys(given, _COMMAND_LINE), spell=spell)
     check_together(config, spell)
     return config
 
@@ -63,9 +85,14 @@ def resolved(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
-def to_yaml(config: Any) -> str:
-    """Return a configuration as YAML that ``load_config`` reads back to an equal one."""
-    return safe_dump(OmegaConf.to_container(OmegaConf.structured(config)), sort_keys=False)
+def to_yaml(config: Any, head: Iterable[str] = (f"{_MARK}: every setting",)) -> str:
+    """Return a configuration as YAML that ``load_config`` reads back to an equal one.
+
+    A comment of the head must begin with ``dit_scale``, which tells that what has no effect may stand at its default.
+    """
+    return "".join(f"# {line}\n" for line in head) + safe_dump(
+        OmegaConf.to_container(OmegaConf.structured(config)), sort_keys=False
+    )
 
 
 def get(config: Any, dotted_key: str) -> Any:
@@ -93,15 +120,27 @@ def _filled(schema: type[T], parts: list[Any]) -> T:
         raise InputError(f"unknown key '{error.full_key}'{_nearest_key(schema, str(error.full_key))}") from error
     except OmegaConfBaseException as error:
         where = f"'{error.full_key}': " if error.full_key else ""
-        raise InputError(f"{where}{str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        fix = f"; {_NO_INTERPOLATION}" if isinstance(error, _INTERPOLATION) else ""
+        raise InputError(f"{where}{said}{fix}") from error
 
 
-def _read_file(path: Path, schema: type) -> Any:
+def _is_resolved(text: str) -> bool:
+    """Return whether a file begins with this program's mark among its comments."""
+    head = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return any(line.startswith(f"# {_MARK}") for line in head)
+
+
+def _read_file(path: Path, schema: type) -> tuple[str, Any]:
+    """Return a file's text, and what it says as OmegaConf's."""
     path = _find(path)
     try:
-        return read_yaml(path.read_text(encoding="utf-8"), schema)
+        text = path.read_text(encoding="utf-8")
+        return text, read_yaml(text, schema)
     except InputError as error:
         raise InputError(f"config '{path}': {error}") from error
+    except GrammarParseError as error:
+        raise InputError(f"config '{path}' holds ${{…}} that cannot be read; {_NO_INTERPOLATION}") from error
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
         raise InputError(
             f"config '{path}' is not valid YAML ({problem(error)}); write it as key: value lines"
@@ -111,6 +150,8 @@ def _read_file(path: Path, schema: type) -> Any:
 def _read_override(override: str, schema: type) -> Any:
     try:
         return read_override(override, schema)
+    except GrammarParseError as error:
+        raise InputError(f"override '{override}' holds ${{…}} that cannot be read; {_NO_INTERPOLATION}") from error
     except (YAMLError, OmegaConfBaseException) as error:
         raise InputError(
             f"override '{override}' cannot be read ({problem(error)}); write it like key.sub=value, a list like "

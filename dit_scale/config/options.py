@@ -27,8 +27,11 @@ def add_options(command: Any, schema: type) -> None:
         )
 
 
-def read_options_of(schema: type[T], options: argparse.Namespace) -> T:
-    """Return the section that the options say; raises InputError, which names them."""
+def read_options_of(schema: type[T], options: argparse.Namespace, *, are_all: bool = True) -> T:
+    """Return the section that the options say; raises InputError, which names them.
+
+    ``are_all`` says that nothing else is chosen elsewhere, so that what has no effect is refused, too.
+    """
     given: dict[str, Any] = {}
     for entry in fields(schema):  # type: ignore[arg-type]
         value, kind = getattr(options, entry.name), get_origin(unwrap(entry.type)[0])
@@ -36,7 +39,7 @@ def read_options_of(schema: type[T], options: argparse.Namespace) -> T:
             given[entry.name] = dict(_pair(text, _flag(f"{entry.name}.")) for text in value)
         elif value is not None:
             given[entry.name] = value.strip("[]").split(",") if kind is tuple else value
-    return load_options(schema, given, _flag)
+    return load_options(schema, given, _flag, are_all=are_all)
 
 
 def _flag(key: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-from dit_scale.config.fields import SEEDS, Spell, number, setting, shown, unless, when
+from dit_scale.config.fields import SEEDS, Spell, number, setting, shown, unless, when, when_true
 from dit_scale.config.model import DiffusionConfig, ModelConfig
 from dit_scale.config.sampling import EvaluationConfig, PreviewConfig
 from dit_scale.errors import InputError
@@ -14,6 +14,12 @@ from dit_scale.errors import InputError
 _LONGEST_SECONDS = 1e9
 """Thirty years; clocks and queues of the system take not much more."""
 _ZERO = when("zero_stage", 1, 2, 3)
+_ELSEWHERE = when_true("path", lambda path: _is_elsewhere(path), "in object storage, such as s3://bucket/folder")
+
+
+def _is_elsewhere(path: Any) -> bool:
+    """Return whether shards, or some of several folders of them, lie in object storage."""
+    return any("://" in str(place) for place in (path if isinstance(path, Mapping) else [path]))
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,11 @@ class DataConfig:
     """Blocks whose records are shuffled among each other, where blocks are shuffled."""
     prefetch_batches: int = number(4, at_least=1)
     """Batches read ahead."""
-    request_batches: int = number(64, at_least=0)
+    request_batches: int = number(64, at_least=0, only_if=_ELSEWHERE)
     """How many batches ahead shards are fetched from object storage."""
-    cache: str | None = None
+    cache: str | None = setting(None, only_if=_ELSEWHERE)
     """Folder on each node for shards from object storage; null takes one below the temporary folder."""
-    cache_bytes: int | None = number(None, at_least=1)
+    cache_bytes: int | None = number(None, at_least=1, only_if=_ELSEWHERE)
     """Most bytes in it, the least recently read going first; null keeps all."""
     patience_seconds: float = number(600.0, above=0, at_most=_LONGEST_SECONDS)
     """How long storage may stall before the run ends with an error."""
@@ -100,7 +106,7 @@ class TrainSection:
     """Not finite, or a spike: leave the update out; go to the last checkpoint and on without that batch; or end."""
     spike_factor: float = number(0.0, above=1, or_zero=True)
     """A gradient norm above so many times the median of the last 100 is a spike; 0 disables this."""
-    max_bad_steps: int = number(10, at_least=0)
+    max_bad_steps: int = number(10, at_least=0, only_if=unless("on_bad_step", "stop"))
     """Bad steps among the last 1,000; one more ends the run."""
 
     def check_together(self, spell: Spell) -> None:

@@ -140,9 +140,11 @@ def _loaded(node: Node) -> Any:
 def _typed(node: Node, kind: Any, key: str, spell: Spell, metadata: Any = None) -> Node:
     """Return a node in which text is marked as such; raises InputError where a value is of another kind."""
     inner, is_optional = unwrap(kind)
+    origin = get_origin(inner)
+    if isinstance(node, ScalarNode) and node.tag != _NULL and origin is tuple and metadata and metadata.get("or_one"):
+        return SequenceNode(_SEQUENCE, [_typed(node, element(inner), key, spell, metadata)])
     if isinstance(node, ScalarNode):
         return _typed_scalar(node, inner, is_optional, kind, spell(key), metadata or {})
-    origin = get_origin(inner)
     if isinstance(node, MappingNode) and (is_dataclass(inner) or origin is dict or inner in (Any, None)):
         return _typed_mapping(node, inner, key, spell, metadata or {})
     if isinstance(node, SequenceNode) and (origin is tuple or inner in (Any, None)):
@@ -163,6 +165,10 @@ def _typed_mapping(node: MappingNode, kind: Any, key: str, spell: Spell, metadat
         where = f"{key}.{name}" if key else str(name)
         if not isinstance(name_node, ScalarNode):
             raise InputError(f"{_source(name_node)} is not the name of a setting; write it as key: value")
+        if _lacks_blank(node, name_node, value):
+            raise InputError(
+                f"{spell(key)}={_source(node)} lacks a blank after the colon of '{name}'; write {{name: value, …}}"
+            )
         if name in names:
             raise InputError(f"{spell(where)} is given twice; write each key once")
         names.add(name)
@@ -173,6 +179,19 @@ def _typed_mapping(node: MappingNode, kind: Any, key: str, spell: Spell, metadat
             value = _typed(value, element(kind), where, spell, metadata)
         pairs.append((_text(name), value))
     return MappingNode(node.tag, pairs)
+
+
+def _lacks_blank(node: MappingNode, name: ScalarNode, value: Node) -> bool:
+    """Return whether ``{a:1}`` was written, which is one name without a value to YAML."""
+    left, _, right = name.value.rpartition(":")
+    is_empty = isinstance(value, ScalarNode) and value.value == "" and value.style is None
+    return (
+        bool(node.flow_style)
+        and name.style is None
+        and is_empty
+        and bool(left and right)
+        and not right.startswith("//")
+    )
 
 
 def _typed_sequence(node: SequenceNode, inner: Any, kind: Any, key: str, spell: Spell, metadata: Any) -> Node:
@@ -216,5 +235,7 @@ def _source(node: Node) -> str:
     if isinstance(node, SequenceNode):
         return f"[{', '.join(map(_source, node.value))}]"
     if isinstance(node, MappingNode):
-        return "{" + ", ".join(f"{_source(name)}: {_source(value)}" for name, value in node.value) + "}"
+        return (
+            "{" + ", ".join(f"{_source(name)}: {_source(value)}".removesuffix(": ") for name, value in node.value) + "}"
+        )
     return str(node.value)

@@ -98,6 +98,21 @@ def job_end_time() -> float | None:
     return float(_integer("DIT_SCALE_END_TIME")) if "DIT_SCALE_END_TIME" in os.environ else None
 
 
+def _named(form: str, names: str = "RANK SIZE LOCAL_RANK LOCAL_SIZE") -> tuple[str, ...]:
+    return tuple(form.format(name) for name in names.split())
+
+
+_MPI = (
+    _named("OMPI_COMM_WORLD_{}"),  # Open MPI
+    _named("MV2_COMM_WORLD_{}"),  # MVAPICH2
+    _named("{}", "PMI_RANK PMI_SIZE MPI_LOCALRANKID MPI_LOCALNRANKS"),  # MPICH's and Intel's mpiexec
+    _named("PMI_{}"),  # Cray's
+    _named("JSM_NAMESPACE_{}"),  # jsrun
+)
+"""What launchers of MPI call a process's rank, their number, and the same on its machine."""
+_MPI_NAMES = sorted({name for names in _MPI for name in names if "LOCAL" not in name})
+
+
 def take_local_rank(local_rank: int | None) -> None:
     """Take the local rank that a launcher gave as an argument (DeepSpeed's does), unless the environment has it."""
     if local_rank is not None:
@@ -109,13 +124,31 @@ def _read_world() -> World:
     by_hand = [name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if "LOCAL_RANK" in os.environ and sum(by_hand) > 1:
         return _from_torchrun()
-    if "OMPI_COMM_WORLD_RANK" in os.environ:
-        return World(*(_integer(f"OMPI_COMM_WORLD_{name}") for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")))
-    if "PMI_RANK" in os.environ and "MPI_LOCALNRANKS" in os.environ:  # MPICH's and Intel's mpiexec
-        return World(*(_integer(name) for name in ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")))
-    if "SLURM_STEP_NUM_TASKS" in os.environ:  # set inside srun, absent in the batch shell
+    for names in _MPI:
+        if all(name in os.environ for name in names):
+            return World(*map(_integer, names))
+    if _integer("SLURM_STEP_NUM_TASKS") > 1:  # set inside srun, absent in the batch shell
         return _from_srun()
-    return _from_torchrun() if sum(by_hand) > 1 else World()
+    if sum(by_hand) > 1:
+        return _from_torchrun()
+    _refuse_part()
+    return World()
+
+
+def _refuse_part() -> None:
+    """Raise InputError where a launcher started several processes but says too little to tell them apart.
+
+    Each would do the whole job otherwise, in one folder.
+    """
+    names = [*_MPI_NAMES, "RANK", "LOCAL_RANK", "WORLD_SIZE", "PMIX_RANK"]
+    for name in names:
+        alone = 1 if name.endswith("SIZE") else 0
+        if name in os.environ and _integer(name) > alone:
+            raise InputError(
+                f"{name}={os.environ[name]} says that this is one of several processes, but not which of how many on "
+                f"this machine; set RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE for each, start them with "
+                f"torchrun or srun, or unset {name}"
+            )
 
 
 def _from_torchrun() -> World:
@@ -147,12 +180,24 @@ def _from_torchrun() -> World:
 
 
 def _from_srun() -> World:
+    for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE"):
+        if name not in os.environ:
+            raise InputError(
+                f"SLURM_STEP_NUM_TASKS={os.environ['SLURM_STEP_NUM_TASKS']} is set, but not {name}; start with srun, "
+                f"which sets both, and let a container keep them"
+            )
     node_rank = _integer("SLURM_NODEID")
+    tasks = _tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
+    if node_rank >= len(tasks):
+        raise InputError(
+            f"SLURM_NODEID={node_rank} is not below {len(tasks)}, the nodes in SLURM_STEP_TASKS_PER_NODE; let srun set "
+            f"both"
+        )
     return World(
         rank=_integer("SLURM_PROCID"),
         world_size=_integer("SLURM_STEP_NUM_TASKS"),
         local_rank=_integer("SLURM_LOCALID"),
-        local_world_size=_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])[node_rank],
+        local_world_size=tasks[node_rank],
         node_rank=node_rank,
     )
 

@@ -1,9 +1,13 @@
 """Versions against those that are tested together, and whether wandb can work as it is set."""
 
+import os
 import platform
+import socket
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from packaging.version import Version
 
@@ -13,10 +17,11 @@ from dit_scale.config import WandbConfig
 from dit_scale.distributed.runtime import World
 from dit_scale.doctor.finding import Finding, Status
 from dit_scale.supervision.conveniences import Trouble
-from dit_scale.training.dashboard import has_key, server, wandb_mode
+from dit_scale.training.dashboard import has_key, server, wandb_mode, wrong_variable
 from dit_scale.versions import requirements, untested
 
 _SHOWN = ("torch", "deepspeed", "xformers")
+_ANSWER_SECONDS = 5.0
 
 
 def versions() -> Finding:
@@ -61,6 +66,19 @@ def wandb(settings: WandbConfig, world: World) -> Finding:
     return Finding("wandb", Status.PASS, figure + (f", {server()} takes the key" if world.is_rank_zero else ""))
 
 
+def _is_silent() -> bool:
+    """Whether nothing answers at the server's address; behind a proxy nobody can tell."""
+    address = urlsplit(server())
+    if getproxies().get(address.scheme):
+        return False
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=_ANSWER_SECONDS).close()
+    except OSError:
+        return True
+    return False
+
+
 def _refusal_of_server() -> str | None:
     """Log in to wandb's server, for 10 seconds at most ($WANDB_HTTP_TIMEOUT); return what went wrong."""
     import wandb
@@ -68,7 +86,9 @@ def _refusal_of_server() -> str | None:
     try:
         wandb.login(verify=True)
     except Exception as error:  # wandb raises of all kinds
-        return Trouble.of(error).sentence
+        if variable := wrong_variable(error):
+            return f"{variable}={os.environ[variable]} is nothing that wandb takes"
+        return f"{server()} is not reached" if _is_silent() else Trouble.of(error).sentence
     finally:
         wandb.teardown()
     return None

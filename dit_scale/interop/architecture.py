@@ -52,11 +52,20 @@ def architecture_of(weights: Mapping[str, Tensor], origin: str) -> Architecture:
         patch_size=patch_size,
         in_channels=in_channels,
         hidden_size=hidden_size,
-        depth=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
+        depth=1 + max(_block(name, origin) for name in weights if name.startswith("blocks.")),
         mlp_ratio=_ratio(wide.shape[0], hidden_size),
         num_labels=table.shape[0],
         learn_sigma=out_channels == 2 * in_channels,
     )
+
+
+def _block(name: str, origin: str) -> int:
+    number = name.split(".")[1]
+    if not number.isdecimal():
+        raise InputError(
+            f"weights '{origin}' hold {name}, but a DiT's blocks have numbers; give a published DiT's weights"
+        )
+    return int(number)
 
 
 def _ratio(wide: int, hidden_size: int) -> float:

@@ -23,7 +23,7 @@ from dit_scale.models import DiT
 from dit_scale.models.embeddings import sincos_positions
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
-from dit_scale.weights import check_names_and_shapes
+from dit_scale.weights import check_finite, check_names_and_shapes
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,9 @@ def _read(path: Path, kind: str) -> _Exported:
         log.warning("%s; --weights master exports the trained weights", said)
     if "pos_embed" not in found:  # fixed, so training does not save it
         found["pos_embed"] = sincos_positions(model.hidden_size, model.grid_side).float()
-    check_names_and_shapes(found, model.state_dict(), str(checkpoint.folder), "give another step-… of the run")
+    fix = "give another step-… of the run"
+    check_names_and_shapes(found, model.state_dict(), str(checkpoint.folder), fix)
+    check_finite(found, str(checkpoint.folder), fix)
     weights = {name: found[name] for name in model.state_dict()}
     return _Exported(weights, model, config, latents, ClassNames(data["class_names"]), checkpoint.folder.name)
 

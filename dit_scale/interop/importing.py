@@ -1,8 +1,8 @@
 """`dit-scale import`: weights of others as a run folder that can be sampled, exported and trained from."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from dit_scale.models.embeddings import sincos_positions
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
 from dit_scale.versions import versions
-from dit_scale.weights import check_names_and_shapes
+from dit_scale.weights import check_finite, check_names_and_shapes
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,11 @@ _POSITIONS_ATOL = 1e-2
 class Unsaid:
     """What weights do not say of their model; None is what their file says, or else the usual."""
 
-    objective: str = "gaussian"
-    noise: Noise = field(default_factory=Noise)
-    """For Gaussian diffusion; a pipeline's folder says it itself."""
+    objective: str | None = None
+    """``gaussian``, which is the usual, or ``flow``."""
+    schedule: str | None = None
+    """For Gaussian diffusion, as the next; a pipeline's folder says both itself."""
+    prediction: str | None = None
     autoencoder: str | None = None
     latent_scale: tuple[float, ...] | None = None
     class_names: ClassNames | None = None
@@ -59,8 +61,13 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
     ``source`` is a published .pt, a .safetensors or the folder of a DiTPipeline. Raises InputError where it is
     something else or a number is missing that nobody gave.
     """
+    objective = unsaid.objective or "gaussian"
+    if objective != "gaussian":
+        fix = f"with --objective {objective}; leave it out, or give --objective gaussian"
+        _refuse_given(unsaid, ("schedule", "prediction"), fix)
     with atomic_folder(out) as folder, full_disk_explained(out.parent, "which starts from scratch"):
-        weights, said = _read_folder(source, unsaid) if source.is_dir() else (_read_file(source, unsaid), unsaid)
+        read = _read_folder if source.is_dir() else _read_file
+        weights, noise, said = read(source, unsaid)
         weights = _in_fp32(weights, str(source))
         architecture = architecture_of(weights, str(source))
         _check_latent_size(architecture, unsaid.latent_size, str(source))
@@ -71,7 +78,7 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
         config = Config(
             run_dir=str(out),
             model=model,
-            diffusion=DiffusionConfig(name=said.objective, **asdict(said.noise)),  # type: ignore[arg-type]
+            diffusion=DiffusionConfig(name=objective, **asdict(noise)),  # type: ignore[arg-type]
             data=DataConfig(path=None),
         )
         if autoencoder is not None:
@@ -80,12 +87,25 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
         write_config(folder, config, "no device: imported")
         data = {"fingerprint": None, "latent": asdict(latents), "class_names": class_names, "autoencoder": identity}
         _save(folder, Description(Position(), resolved(config), data, versions()), weights)
-    print(f"{model.name}, {len(class_names)} classes, {said.objective}: in {out}; dit-scale sample {out} draws from it")
+    print(f"{model.name}, {len(class_names)} classes, {objective}: in {out}; dit-scale sample {out} draws from it")
 
 
-def _read_file(path: Path, unsaid: Unsaid) -> dict[str, Tensor]:
-    """Return a file's weights with positions, which some trainers do not save, since they are not trained."""
-    weights = read_weights(path)
+def _refuse_given(unsaid: Unsaid, names: Iterable[str], fix: str) -> None:
+    """Raise InputError for the first of these options that was given."""
+    for name in names:
+        if (value := getattr(unsaid, name)) is not None:
+            raise InputError(f"--{name.replace('_', '-')} {value} has no effect {fix}")
+
+
+def _read_file(path: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Noise, Unsaid]:
+    """Return a file's weights, with positions, the noise that the options say, and the options."""
+    usual = Noise()
+    noise = Noise(schedule=unsaid.schedule or usual.schedule, prediction=unsaid.prediction or usual.prediction)
+    return _with_positions(path, read_weights(path), unsaid), noise, unsaid
+
+
+def _with_positions(path: Path, weights: dict[str, Tensor], unsaid: Unsaid) -> dict[str, Tensor]:
+    """Return weights with positions, which some trainers do not save, since they are not trained."""
     patches = weights.get(_PATCHES)
     if _POSITIONS in weights or patches is None or patches.dim() != 4:
         return weights
@@ -113,24 +133,23 @@ def _check_is_pipeline(folder: Path) -> None:
         )
 
 
-def _read_folder(folder: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Unsaid]:
-    """Return a pipeline's weights with positions, and what its folder says."""
+def _read_folder(folder: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Noise, Unsaid]:
+    """Return a pipeline's weights with positions, its noise, and what else its folder says."""
     _check_is_pipeline(folder)
-    if unsaid.objective != "gaussian":
-        raise InputError(f"'{folder}' is a DiTPipeline's, which is of Gaussian diffusion; leave out --objective")
+    fix = f"with '{folder}', the folder of a DiTPipeline, which is of Gaussian diffusion and says its own; leave it out"
+    _refuse_given(unsaid, ("objective", "schedule", "prediction", "num_heads", "latent_size"), fix)
     found = read_pipeline(folder, unsaid.class_names)
     hidden_size, _, patch_size = found.weights[_PATCHES].shape[:3]
     positions = sincos_positions(hidden_size, found.latent_size // patch_size).float()
     scale = None if found.latent_scale is None else (float(found.latent_scale),)
     said = replace(
         unsaid,
-        noise=found.noise,
         autoencoder=unsaid.autoencoder or str(folder / "vae"),
         latent_scale=unsaid.latent_scale or scale,
         class_names=found.class_names,
         num_heads=found.num_heads,
     )
-    return {_POSITIONS: positions} | found.weights, said
+    return {_POSITIONS: positions} | found.weights, found.noise, said
 
 
 def _check_latent_size(architecture: Architecture, given: int | None, origin: str) -> None:
@@ -144,7 +163,10 @@ def _check_latent_size(architecture: Architecture, given: int | None, origin: st
 def _in_fp32(weights: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
     for name, value in weights.items():
         if not value.is_floating_point():
-            raise InputError(f"weights '{origin}' hold {name} in {value.dtype}; give weights in floating point")
+            raise InputError(
+                f"weights '{origin}' hold {name}, whose numbers are {str(value.dtype).removeprefix('torch.')} and not "
+                f"floating point; save the state dict of a DiT alone"
+            )
     return {name: value.float().contiguous() for name, value in weights.items()}
 
 
@@ -206,7 +228,9 @@ def _check_weights(
     """Raise InputError where the weights are not those of the model that they were taken for."""
     with torch.device("meta"):
         expected = model_of(model, latents, num_classes)
-    check_names_and_shapes(weights, expected.state_dict(), origin, "give a published DiT or SiT checkpoint")
+    fix = "give a published DiT or SiT checkpoint"
+    check_names_and_shapes(weights, expected.state_dict(), origin, fix)
+    check_finite(weights, origin, fix)
     positions = sincos_positions(expected.hidden_size, expected.grid_side).float()
     if not torch.allclose(weights[_POSITIONS], positions, rtol=0.0, atol=_POSITIONS_ATOL):
         raise InputError(

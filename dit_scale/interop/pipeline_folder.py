@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,10 @@ def read_pipeline(folder: Path, class_names: Sequence[str] | None = None) -> Pip
     _check_transformer(_json(folder / "transformer" / "config.json", _Transformer), folder)
     noise = _noise_of(_json(folder / "scheduler" / "scheduler_config.json", _Scheduler), folder)
     latent_scale = _json(folder / "vae" / "config.json", _Autoencoder).get("scaling_factor")
+    if latent_scale is not None and not 0 < latent_scale < math.inf:
+        raise InputError(
+            f"'{folder / 'vae' / 'config.json'}' has scaling_factor={latent_scale:g}; give one above 0 there"
+        )
     transformer = _load_transformer(folder)
     config = transformer.config
     weights = to_published_names(transformer.state_dict(), config.num_layers, str(folder))
@@ -185,7 +190,12 @@ def _noise_of(config: Mapping[str, Any], folder: Path) -> Noise:
     predictions = {there: here for here, there in _PREDICTIONS.items()}
     kind, prediction = str(config.get("beta_schedule")), str(config.get("prediction_type") or "epsilon")
     if kind in schedules and prediction in predictions:
-        noise = Noise(config.get("num_train_timesteps", 1000), schedules[kind], predictions[prediction])
+        num_timesteps = config.get("num_train_timesteps", 1000)
+        if num_timesteps < 1:
+            raise InputError(
+                f"the scheduler of '{folder}' has num_train_timesteps={num_timesteps}; give 1 or more there"
+            )
+        noise = Noise(num_timesteps, schedules[kind], predictions[prediction])
         if _has_our_betas(config, _scheduler_settings(noise)):
             return noise
     raise InputError(

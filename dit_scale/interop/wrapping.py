@@ -9,8 +9,10 @@ from dit_scale.errors import InputError
 
 log = logging.getLogger(__name__)
 
-KEYS = ("ema", "model", "state_dict", "module", "app")
-"""Where trainers keep weights, the first that is there: DiT's (two), Lightning's, DeepSpeed's, and DCP's tutorial's."""
+_AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict")
+"""Of DiT, SiT, REPA and LightningDiT; of ConvNeXt and MAE's kin; of others; of timm; of others again."""
+KEYS = (*_AVERAGES, "model", "state_dict", "module", "app")
+"""Where trainers keep weights, the first that is there: an average, then DiT's, Lightning's, DeepSpeed's and DCP's."""
 
 _INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Of torch.compile, FSDP and activation checkpointing: before any part of a name."""
@@ -27,7 +29,7 @@ def unwrapped(content: object, origin: str) -> dict[str, Tensor]:
     """
     content, taken = _taken(content)
     if not isinstance(content, Mapping):
-        raise InputError(f"weights '{origin}' hold a {type(content).__name__}; give a file with a state dict")
+        raise InputError(f"weights '{origin}' hold {_kind_of(content)} and no names; give a file with a state dict")
     weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor) and name != _COUNTER}
     if not weights:
         keys = ", ".join(f"'{key}'" for key in list(content)[:5]) or "nothing"
@@ -53,6 +55,12 @@ def _taken(content: object) -> tuple[object, list[str]]:
         said.append(f"'{key}' is taken" + (f" and not {', '.join(others)}" if others else ""))
         content = content[key]
     return content, said
+
+
+def _kind_of(content: object) -> str:
+    """Return what something is, in words."""
+    kinds = {list: "a list", tuple: "a list", Tensor: "one tensor", str: "text", int: "a number", float: "a number"}
+    return next((words for kind, words in kinds.items() if isinstance(content, kind)), "another object")
 
 
 def _left(key: str, content: object) -> str:

@@ -189,7 +189,7 @@ def _check_sample(words: list[str]) -> None:
         options, _ = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise InputError(f"sample.command='{' '.join(words)}': {error}; see dit-scale sample --help") from error
-    read_options_of(SampleConfig, options)
+    read_options_of(SampleConfig, options, are_all="--grid-over" not in words)
 
 
 def _check_evaluate(words: list[str]) -> None:

@@ -48,6 +48,10 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         """Check at the door."""
         _check_sizes(self.latent_size, self.patch_size, self.hidden_size, self.num_heads, self.label_dropout)
+        if int(self.hidden_size * self.mlp_ratio) < 1:
+            raise InputError(
+                f"mlp_ratio {self.mlp_ratio:g} of hidden_size {self.hidden_size} is an MLP of width 0; give more"
+            )
         for entry in fields(self):
             if get_origin(entry.type) is Literal:
                 check_choice(entry.name, getattr(self, entry.name))

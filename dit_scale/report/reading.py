@@ -82,8 +82,12 @@ class Record:
 def read_record(run_dir: Path) -> Record:
     """Read a run's course; raises InputError where the folder holds none."""
     metrics = run_dir / METRICS
-    if not metrics.is_file() or not (run_dir / "config.yaml").is_file():
-        raise InputError(f"'{run_dir}' is not a run folder (no config.yaml, no {METRICS}); give the run_dir of a run")
+    if not (run_dir / "config.yaml").is_file():
+        raise InputError(f"'{run_dir}' is not a run folder (no config.yaml); give the run_dir of a run")
+    if not metrics.is_file():
+        raise InputError(
+            f"'{run_dir}' holds no step to report on (no {METRICS}): it was imported, or not begun; train it"
+        )
     attempts = read_history(run_dir)
     joints: dict[int, list[str]] = {}
     for before, attempt in pairwise(attempts):

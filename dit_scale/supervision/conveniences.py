@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from dit_scale.distributed.runtime import World
 from dit_scale.distributed.sharing import gather_everywhere
+from dit_scale.errors import Failure, InputError
 from dit_scale.supervision.history import write_trouble
 
 T = TypeVar("T")
@@ -23,14 +24,22 @@ class Trouble:
     """An error in words, so that ranks can tell it to each other."""
 
     sentence: str
-    """The kind of error and what it says, on one line."""
+    """What the error says, on one line; before it the kind of one that nobody foresaw."""
     stack: str
 
     @classmethod
     def of(cls, error: BaseException) -> "Trouble":
         """Put an error into words; keeps nothing of it alive."""
-        said = " ".join(str(error).split())[:300] or "no reason given"
-        return cls(f"{type(error).__name__}: {said}", "".join(traceback.format_exception(error)))
+        return cls(_said(error), "".join(traceback.format_exception(error)))
+
+
+def _said(error: BaseException) -> str:
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        said = error.strerror + (f": '{error.filename}'" if error.filename is not None else "")
+    said = " ".join(said.split())[:300]
+    is_plain = isinstance(error, InputError | Failure | OSError) or type(error).__module__.startswith("wandb.")
+    return said if said and is_plain else f"{type(error).__name__}: {said or 'no reason given'}"
 
 
 class Conveniences:

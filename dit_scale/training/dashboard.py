@@ -105,14 +105,22 @@ class Dashboard:
         _teardown()
 
     def _begin(self) -> tuple[Any, Mode]:
-        """Start the run; offline where it cannot be online."""
-        if wandb_mode(self._config.wandb) == "online":
+        """Start the run; offline where it cannot be online, or where the environment says what wandb does not know."""
+        mode = wandb_mode(self._config.wandb)
+        while True:
             try:
-                return self._start("online"), "online"
+                return self._start(mode), mode
             except Exception as error:
+                variable = wrong_variable(error)
+                if variable is None and mode == "offline":
+                    raise
+                if variable is not None:
+                    error = ValueError(
+                        f"{variable}={os.environ.pop(variable)} is nothing that wandb takes; it is left out"
+                    )
                 self._conveniences.tell("wandb online", Trouble.of(error))
                 _teardown()  # its process keeps the id of the run that failed
-        return self._start("offline"), "offline"
+                mode = "offline"
 
     def _start(self, mode: Mode) -> Any:
         import wandb
@@ -154,7 +162,16 @@ def wandb_mode(settings: WandbConfig) -> Mode:
         return settings.mode
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):  # other tools know it, wandb no more
         return "disabled"
-    return _MODES.get(os.environ.get("WANDB_MODE", "")) or ("online" if has_key() else "offline")
+    if said := os.environ.get("WANDB_MODE"):
+        return _MODES.get(said, "offline")
+    return "online" if has_key() else "offline"
+
+
+def wrong_variable(error: Exception) -> str | None:
+    """Return the variable of the environment whose value is none for wandb, if an error of its settings is of that."""
+    found: list[dict[str, Any]] = getattr(error, "errors", lambda: [])()  # pydantic's
+    names = [f"WANDB_{one['loc'][0]}".upper() for one in found if one.get("loc")]
+    return next((name for name in names if name in os.environ), None)
 
 
 def server() -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ def only_writer(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def _single_keys(config: Config) -> Iterator[str]:
+    """Yield what is fixed for a run, each setting of a section by itself."""
+    for key in FIXED_FOR_A_RUN:
+        value = get(config, key)
+        yield from [f"{key}.{entry.name}" for entry in fields(value)] if is_dataclass(value) else [key]
+
+
 def check_resume(checkpoint: Checkpoint, config: Config, data: dict[str, Any]) -> None:
     """Refuse to go on with what must stay as it began; raises InputError naming the first such setting."""
     if "master" not in checkpoint.kinds:
@@ -32,7 +40,7 @@ def check_resume(checkpoint: Checkpoint, config: Config, data: dict[str, Any]) -
         )
     saved = checkpoint.description
     before = used(config_from(Config, saved.config))  # an older version took settings without effect
-    for key in FIXED_FOR_A_RUN:
+    for key in _single_keys(config):
         old, new = get(before, key), get(config, key)
         if old != new:
             raise InputError(

@@ -64,7 +64,7 @@ def test_without_options_the_defaults_stand() -> None:
             "--guidance-channels=0 is out of range; give a whole number of 1 or more, or null",
         ),
         (
-            ["--guidance-interval", "0.8,0.1"],
+            ["--cfg-scale", "2", "--guidance-interval", "0.8,0.1"],
             "--guidance-interval=[0.8, 0.1] does not rise from 0 (latent) to 1 (noise)",
         ),
         (["--guidance-interval", "0.5"], "--guidance-interval=[0.5] is not a list of 2 numbers"),
@@ -103,7 +103,7 @@ def test_help_says_what_a_setting_takes() -> None:
         "data.class_names={}",
         "diffusion.prediction=epsilon  (one of epsilon, v, x0; with name=gaussian)",
         "preview.cfg_scale=4.0  (0 or more)",
-        "evaluation.guidance_interval=[0.0, 1.0]  (each in [0, 1])",
+        "evaluation.guidance_interval=[0.0, 1.0]  (each in [0, 1]; with cfg_scale not 1.0)",
         "autoencoder.revision=null  (with name not pca)",
     ):
         assert line in lines

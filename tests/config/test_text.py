@@ -5,7 +5,8 @@ from typing import Any, get_origin
 
 import pytest
 
-from dit_scale.config import Config, get, load_config
+from dit_scale.config import Config, EncodeConfig, get, load_config
+from dit_scale.config.describing import sentence as sentence_of
 from dit_scale.config.fields import element, unwrap
 from dit_scale.errors import InputError
 from dit_scale.jobs.submit import Chain
@@ -42,7 +43,7 @@ def test_the_walk_finds_text_fields() -> None:
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_as_typed(schema: type, tmp_path: Path) -> None:
-    fields = [place for place in TEXT if place.schema is schema]
+    fields = [place for place in TEXT if place.schema is schema and place.key != "data.cache"]  # which a path rules
     needed = [word for place in fields for word in place.needed if word not in SCHEMAS[schema]]
     for word in [*WORDS, *TYPED]:
         config = load_config(schema, None, [*needed, *(f"{place.key}={word}" for place in fields)])
@@ -99,6 +100,57 @@ def test_a_path_may_be_a_mapping(tmp_path: Path) -> None:
     assert load_config(Config, path).data.path == {"2026_11_27": 1, "b": 2.5}
     assert load_config(Config, None, ["run_dir=r", "data.path={on: 1, b: 2}"]).data.path == {"on": 1, "b": 2}
     assert load_config(Config, path, ["data.path=on"]).data.path == "on"
+
+
+def test_a_brace_after_a_dollar_is_resolved_unless_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOMEWHERE", "/data/0042")
+    written = {"${oc.env:SOMEWHERE}/x": "/data/0042/x", r"a\${x}": "a${x}", "$x": "$x", "a$": "a$", "{x}": "{x}"}
+    path = tmp_path / "config.yaml"
+    for text, meant in written.items():
+        assert load_config(Config, None, [f"run_dir={text}", "data.path=d"]).run_dir == meant
+        path.write_text(f"run_dir: '{text}'\ndata: {{path: d}}\n")
+        assert load_config(Config, path).run_dir == meant
+    for text in ("a${x}", "${oc.env:NOWHERE_TO_BE_FOUND}", "${nothing:a}", "${"):
+        with pytest.raises(InputError, match=r"write \\\$\{ for these characters themselves"):
+            load_config(Config, None, [f"run_dir={text}", "data.path=d"])
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.path={A:1,B:2}", "data.path={A:1, B:2} lacks a blank after the colon of 'A:1'; write {name: value, …}"),
+        ("data.path={s3://a/b:1}", "data.path={s3://a/b:1} lacks a blank after the colon of 's3://a/b:1'"),
+        ("preview.solver_options={eta:1}", "preview.solver_options={eta:1} lacks a blank after the colon of 'eta:1'"),
+        ("data.path={s3://a/b}", "data.path gives 's3://a/b' the weight null"),
+        ("data.path={'A:1': 2, 'B:2'}", "data.path gives 'B:2' the weight null"),
+    ],
+)
+def test_a_blank_that_yaml_needs(override: str, sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(Config, None, ["run_dir=r", "data.path=d", override])
+    assert sentence in str(caught.value)
+
+
+def test_one_number_stands_for_a_list_where_the_help_says_so(tmp_path: Path) -> None:
+    needed = ["source.path=s", "output=o"]
+    assert load_config(EncodeConfig, None, [*needed, "autoencoder.scale=0.18215"]).autoencoder.scale == (0.18215,)
+    path = tmp_path / "config.yaml"
+    path.write_text("autoencoder: {scale: 2, shift: -1e-1}\n")
+    config = load_config(EncodeConfig, path, needed)
+    assert (config.autoencoder.scale, config.autoencoder.shift) == ((2.0,), (-0.1,))
+    assert load_config(EncodeConfig, path, [*needed, "autoencoder.scale=null"]).autoencoder.scale is None
+    for wrong, sentence in (
+        ("x", "autoencoder.scale=x is not a number; give"),
+        ("0", "autoencoder.scale[0]=0.0 is out"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_config(EncodeConfig, path, [*needed, f"autoencoder.scale={wrong}"])
+        assert sentence in str(caught.value)
+    told = [place.key for place in places() if "one number or one a" in sentence_of(place.section, place.entry.name)]
+    assert told == ["autoencoder.scale", "autoencoder.shift"]
+    assert all(
+        place.entry.metadata["or_one"] == (place.key in told) for place in places() if place.entry.metadata.get("range")
+    )
 
 
 def test_interpolation_goes_on_working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,27 @@
 
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
+import yaml
 
-from dit_scale.config import Config, EncodeConfig, config_from, load_config, resolved, to_yaml, used
+from dit_scale.config import (
+    Config,
+    EncodeConfig,
+    SampleConfig,
+    config_from,
+    load_config,
+    load_options,
+    resolved,
+    to_yaml,
+    used,
+)
+from dit_scale.config.fields import When, shown
+from dit_scale.config.options import _flag
 from dit_scale.errors import InputError
-from tests.config.walk import places
+from tests.config.walk import Place, parametrized, places
 
 NEEDED = ["run_dir=r", "data.path=d"]
 
@@ -49,6 +64,13 @@ NEEDED = ["run_dir=r", "data.path=d"]
             ["wandb.mode=disabled", "wandb.name=x"],
             "has no effect with wandb.mode=disabled; leave it out, or give",
         ),
+        (Config, ["diffusion.name=flow", "diffusion.prediction=epsilon"], "has no effect with diffusion.name=flow"),
+        (Config, ["data.cache=c"], "has no effect with data.path=d; leave it out, or give data.path in object storage"),
+        (Config, ["data.cache_bytes=5"], "has no effect with data.path=d"),
+        (Config, ["data.request_batches=64"], "has no effect with data.path=d"),
+        (Config, ["preview.cfg_scale=1", "preview.guidance_channels=3"], "has no effect with preview.cfg_scale=1.0"),
+        (Config, ["preview.cfg_scale=1", "preview.guidance_interval=[0,1]"], "has no effect with preview.cfg_scale=1."),
+        (Config, ["evaluation.every_steps=5", "evaluation.guidance_channels=3"], "with evaluation.cfg_scale=1.0"),
         (EncodeConfig, ["autoencoder.pca_channels=5"], "give autoencoder.name=pca"),
         (EncodeConfig, ["autoencoder.name=pca", "autoencoder.revision=main"], "or give another autoencoder.name"),
         (EncodeConfig, ["autoencoder.name=pca", "autoencoder.compile=true"], "or give another autoencoder.name"),
@@ -94,10 +116,56 @@ def test_what_a_later_choice_makes_moot_is_dropped(tmp_path: Path) -> None:
         load_config(Config, path, [*NEEDED, "diffusion.logit_mean=1"])
 
 
-def test_defaults_may_stand_anywhere() -> None:
-    config = load_config(Config, None, NEEDED)
-    given = [f"diffusion.{entry.name}={getattr(config.diffusion, entry.name)}" for entry in fields(config.diffusion)]
-    assert load_config(Config, None, [*NEEDED, *given]) == config
+@parametrized(place for place in places() if place.entry.metadata.get("only_if") and place.schema is not SampleConfig)
+def test_a_key_without_effect_is_refused_at_its_default_too(place: Place, tmp_path: Path) -> None:
+    """With the choices that the schema itself makes, or the first one against it."""
+    condition, prefix = place.entry.metadata["only_if"], place.key.removesuffix(place.entry.name)
+    choice = next(entry for entry in fields(place.section) if entry.name == condition.name)
+    some = (False, True) if choice.type is bool else (*get_args(choice.type), *condition.but, "d")
+    others = [value for value in some if _breaks(condition, value)]
+    needed = [*place.needed, f"{prefix}{condition.name}={shown(others[0])}"]
+    key = f"{place.key}={shown(place.entry.default)}"
+    with pytest.raises(InputError, match=rf"^{place.key}=.* has no effect with {prefix}{condition.name}="):
+        load_config(place.schema, None, [*needed, key])
+    path = tmp_path / "config.yaml"
+    name = place.entry.name
+    path.write_text(f"{prefix.rstrip('.')}:\n  {name}: {shown(place.entry.default)}\n")
+    config = load_config(place.schema, path, needed)  # the choice came later
+    path.write_text(f"# dit_scale 0.1.0\n{yaml.safe_dump(resolved(config))}")
+    assert load_config(place.schema, path) == config
+    with pytest.raises(InputError, match="has no effect"):
+        load_config(place.schema, path, [key])
+
+
+def _breaks(condition: When, value: Any) -> bool:
+    return not condition.holds(SimpleNamespace(**{condition.name: value}))
+
+
+def test_a_resolved_file_may_be_changed_by_one_choice(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(load_config(Config, None, [*NEEDED, "diffusion.prediction=v"])))
+    assert load_config(Config, path, ["diffusion.name=flow"]).diffusion.prediction == "epsilon"
+    path.write_text(path.read_text().replace("name: gaussian", "name: flow"))  # a copy, changed by hand
+    with pytest.raises(InputError, match=r"diffusion\.prediction=v has no effect with diffusion\.name=flow"):
+        load_config(Config, path)
+    path.write_text(path.read_text().replace("prediction: v", "prediction: epsilon"))
+    assert load_config(Config, path).diffusion.name == "flow"
+
+
+def test_an_option_without_effect_is_refused_by_its_name() -> None:
+    with pytest.raises(
+        InputError, match=r"^--guidance-channels=3 has no effect with --cfg-scale=1\.0; leave it out, or"
+    ):
+        load_options(SampleConfig, {"guidance_channels": "3"}, _flag, are_all=True)
+    given = {"guidance_channels": "3", "cfg_scale": "1.5"}
+    assert load_options(SampleConfig, given, _flag, are_all=True).guidance_channels == 3  # type: ignore[arg-type]
+
+
+def test_several_folders_of_which_one_is_elsewhere() -> None:
+    given = ["run_dir=r", "data.cache=c"]
+    assert load_config(Config, None, [*given, "data.path={a: 1, s3://b/c: 2}"]).data.cache == "c"
+    with pytest.raises(InputError, match=r"data.cache=c has no effect with data.path={a: 1, b: 2}; .* such as s3://"):
+        load_config(Config, None, [*given, "data.path={a: 1, b: 2}"])
 
 
 def test_what_an_older_version_stored_is_read(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ class Place:
             if controller.default not in condition.values and not (
                 condition.but and controller.default not in condition.but
             ):
-                needed.append(f"{prefix}{condition.name}={str(condition.values[0] if condition.values else 1).lower()}")
+                values = ["s3://b/f"] if condition.test else [*condition.values, 2]
+                needed.append(f"{prefix}{condition.name}={str(values[0]).lower()}")
             conditions.append(controller.metadata.get("only_if"))
         return needed
 

@@ -24,9 +24,11 @@ def test_solvers_are_chosen_among_those_that_fit() -> None:
     assert choose_solver(None, GaussianDiffusion()) is ddpm
     assert choose_solver(None, FlowMatching()) is heun
     assert choose_solver("euler", FlowMatching()) is euler
-    with pytest.raises(InputError, match="'euler' does not fit GaussianDiffusion; choose one of ddpm, ddim"):
+    with pytest.raises(InputError, match="'euler' is not for this model's objective; choose one of ddpm, ddim"):
         choose_solver("euler", GaussianDiffusion())
-    with pytest.raises(InputError, match="'ddpm' does not fit FlowMatching; choose one of euler, midpoint, heun"):
+    with pytest.raises(
+        InputError, match="'ddpm' is not for this model's objective; choose one of euler, midpoint, heun"
+    ):
         choose_solver("ddpm", FlowMatching())
     with pytest.raises(InputError, match="solver 'eulr' is unknown; did you mean 'euler'"):
         choose_solver("eulr", FlowMatching())

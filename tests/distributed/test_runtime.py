@@ -20,7 +20,8 @@ from dit_scale.distributed.runtime import (
 from dit_scale.errors import Failure, InputError
 
 LAUNCHER_PREFIXES = (
-    *("SLURM_", "DIT_SCALE_", "RANK", "WORLD", "LOCAL", "GROUP", "MASTER", "CROSS_", "OMPI_", "PMI", "MPI_"),
+    *("SLURM_", "DIT_SCALE_", "RANK", "WORLD", "LOCAL", "GROUP", "MASTER", "CROSS_", "OMPI_", "PMI", "MPI_", "MV2_"),
+    "JSM_",
 )
 
 
@@ -83,6 +84,9 @@ OPEN_MPI = {
     f"OMPI_COMM_WORLD_{name}": value
     for name, value in zip(("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"), "3412", strict=True)
 }
+MVAPICH2 = {name.replace("OMPI", "MV2"): value for name, value in OPEN_MPI.items()}
+CRAY = {f"PMI_{name.removeprefix('OMPI_COMM_WORLD_')}": value for name, value in OPEN_MPI.items()}
+JSRUN = {name.replace("OMPI_COMM_WORLD", "JSM_NAMESPACE"): value for name, value in OPEN_MPI.items()}
 HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 SRUN = {
     **{"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"},
@@ -106,9 +110,14 @@ SRUN = {
         (SRUN | {"PMI_RANK": "1", "PMI_SIZE": "2"}, World(1, 2, 0, 1, 1)),  # srun --mpi=pmi2
         (SRUN | {"RANK": "0", "WORLD_SIZE": "1"}, World(1, 2, 0, 1, 1)),
         (OPEN_MPI | BY_HAND | ON_ONE, World(1, 2, 1, 2)),  # torchrun, started by mpirun
-        ({"RANK": "1"}, World()),
-        ({"WORLD_SIZE": "2"}, World()),
-        ({"LOCAL_RANK": "1"}, World()),
+        (MVAPICH2, World(3, 4, 1, 2)),
+        (CRAY, World(3, 4, 1, 2)),
+        (JSRUN, World(3, 4, 1, 2)),
+        ({"RANK": "0"}, World()),
+        ({"WORLD_SIZE": "1"}, World()),
+        ({"LOCAL_RANK": "0"}, World()),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, World()),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, World()),
     ],
 )
 def test_other_launchers(variables: dict[str, str], world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +136,15 @@ def test_other_launchers(variables: dict[str, str], world: World, monkeypatch: p
         (BY_HAND | {"LOCAL_WORLD_SIZE": "1"}, "say rank 1 of 2 and, on this machine, 1 of 1, which cannot be"),
         (BY_HAND | {"LOCAL_WORLD_SIZE": "0"}, "say rank 1 of 2 and, on this machine, 1 of 0, which cannot be"),
         ({"RANK": "0", "WORLD_SIZE": "0", "LOCAL_RANK": "0"}, "say rank 0 of 0"),
+        ({"RANK": "1"}, "RANK=1 says that this is one of several processes, but not which of how many"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 says that this is one of several"),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK=1 says that this is one of several"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "PMI_SIZE=2 says .* start them with torchrun or srun, or unset PMI_SIZE"),
+        ({"PMIX_RANK": "1"}, "PMIX_RANK=1 says that this is one of several"),
+        ({"MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE=2 says"),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_RANK=1 says"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS=2 is set, but not SLURM_PROCID; start with srun"),
+        (SRUN | {"SLURM_NODEID": "2"}, "SLURM_NODEID=2 is not below 2"),
     ],
 )
 def test_what_a_launcher_cannot_mean(variables: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def test_old_checkpoints_go_and_the_newest_stay(shards: Path, tmp_path: Path) ->
         ("model.depth=3", "model.depth is 3 but the run began with 2"),
         ("seed=1", "seed is 1 but the run began with 0"),
         ("train.global_batch_size=16", "train.global_batch_size is 16 but the run began with 8"),
-        ("diffusion.name=gaussian", "diffusion is"),
+        ("diffusion.name=gaussian", "diffusion.name is 'gaussian' but the run began with 'flow'"),
         ("train.steps=4", "train.steps=4 is less than the 12 steps"),
     ],
 )

@@ -158,6 +158,62 @@ def test_the_pca_codec_is_given_as_the_folder_that_keeps_it(tmp_path: Path) -> N
     assert (tmp_path / "run" / "autoencoder" / "autoencoder.safetensors").is_file()
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--objective", "flow", "--prediction", "v"], "--prediction v has no effect with --objective flow"),
+        (["--objective", "flow", "--schedule", "linear"], "--schedule linear has no effect with --objective flow"),
+        (
+            ["PIPELINE", "--prediction", "epsilon"],
+            "--prediction epsilon has no effect with 'PIPELINE', the folder of a",
+        ),
+        (["PIPELINE", "--schedule", "cosine"], "--schedule cosine has no effect with 'PIPELINE'"),
+        (["PIPELINE", "--objective", "gaussian"], "--objective gaussian has no effect with 'PIPELINE'"),
+        (["PIPELINE", "--num-heads", "4"], "--num-heads 4 has no effect with 'PIPELINE'"),
+        (["PIPELINE", "--latent-size", "8"], "--latent-size 8 has no effect with 'PIPELINE'"),
+    ],
+)
+def test_an_option_that_the_weights_do_not_use_is_refused_by_name(
+    options: list[str], sentence: str, pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pipeline_folder if options[0] == "PIPELINE" else WEIGHTS
+    with pytest.raises(SystemExit) as stopped:
+        main(["import", str(source), *options[options[0] == "PIPELINE" :], "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    assert sentence.replace("PIPELINE", str(pipeline_folder)) in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "sentence"),
+    [
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "has num_train_timesteps=0; give 1 or more"),
+        ("vae/config.json", {"scaling_factor": 0}, "has scaling_factor=0; give one above 0 there"),
+        ("vae/config.json", {"scaling_factor": -1}, "has scaling_factor=-1; give one above 0 there"),
+    ],
+)
+def test_a_pipeline_whose_numbers_cannot_be(
+    file: str, change: dict[str, float], sentence: str, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pipeline_folder, tmp_path / "pipeline")
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    with pytest.raises(InputError, match=sentence):
+        read_pipeline(folder)
+
+
+def test_weights_that_are_not_finite_are_not_imported(
+    kl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(WEIGHTS)
+    weights["final_layer.linear.bias"][0] = torch.nan
+    torch.save(weights, tmp_path / "w.pt")
+    given = ["--num-heads", "4", "--autoencoder", str(kl), "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["import", str(tmp_path / "w.pt"), *given])
+    assert stopped.value.code == 2
+    assert "hold NaN or infinity in final_layer.linear.bias" in capsys.readouterr().err
+
+
 def test_equal_class_names_stay_apart(kl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Through the pipeline's folder and back; and each label can be drawn."""
     names = ["crane", "tench, Tinca tinca", *(f"class {label}" for label in range(2, 8)), "crane", "3"]

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
 from dit_scale.errors import InputError
-from dit_scale.interop import load_into, read_weights
+from dit_scale.interop import architecture_of, load_into, read_weights
 from dit_scale.interop.torch_file import NotAWeight, read_torch_file
 from dit_scale.models import DiT
 
@@ -86,6 +86,26 @@ def test_what_wrappers_put_around_weights_is_removed_and_told(
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.parametrize(
+    ("average", "other"),
+    [
+        *(("ema", other) for other in ("model", "state_dict")),
+        ("model_ema", "model"),  # ConvNeXt
+        ("state_dict_ema", "state_dict"),  # timm
+        *(("ema_model", "model"), ("ema_state_dict", "model")),
+    ],
+)
+def test_an_average_comes_first_by_all_its_names(
+    average: str, other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = model().state_dict(), model().state_dict()
+    torch.save({other: second, average: first, "epoch": 3}, tmp_path / "weights.pt")
+    with caplog.at_level(logging.INFO, "dit_scale"):
+        found = read_weights(tmp_path / "weights.pt")
+    assert all(torch.equal(found[name], first[name]) for name in first)
+    assert f"'{average}' is taken and not '{other}'" in caplog.messages[0]
+
+
 @pytest.mark.parametrize("ema", ["weights", "list"])
 def test_the_average_comes_first_and_the_log_names_what_was_left(
     ema: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -110,7 +130,9 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_without_weights_where_they_are_looked_for_says_what_it_holds(tmp_path: Path) -> None:
     torch.save({"averaged": model().state_dict(), "steps": 3}, tmp_path / "weights.pt")
-    with pytest.raises(InputError, match=r"'averaged', 'steps' is there.*under one of ema, model, state_dict, module"):
+    with pytest.raises(
+        InputError, match=r"'averaged', 'steps' is there.*under one of ema, model_ema, .*model, state_dict, module"
+    ):
         read_weights(tmp_path / "weights.pt")
 
 
@@ -210,9 +232,29 @@ def test_files_of_other_kinds_are_told_apart(kind: str, sentence: str, tmp_path:
 
 
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
-    torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(InputError, match="hold a list"):
-        read_weights(tmp_path / "list.pt")
+    contents = {"a list": [torch.zeros(1)], "one tensor": torch.zeros(1), "text": "a", "another object": None}
+    for words, content in contents.items():
+        torch.save(content, tmp_path / "other.pt")
+        with pytest.raises(InputError, match=f"hold {words} and no names; give a file with a state dict"):
+            read_weights(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(bad: float) -> None:
+    weights = model().state_dict()
+    for name in ("blocks.0.attn.qkv.bias", "final_layer.linear.bias"):
+        weights[name] = weights[name].clone()
+        weights[name][-1] = bad
+    with pytest.raises(
+        InputError, match=r"'w.pt' hold NaN or infinity in blocks\.0\.attn\.qkv\.bias, of which no model"
+    ):
+        load_into(model(), weights, "w.pt")
+
+
+def test_a_block_without_a_number_is_one_sentence() -> None:
+    weights = model().state_dict()
+    with pytest.raises(InputError, match=r"'w.pt' hold blocks\.x\.bias, but a DiT's blocks have numbers"):
+        architecture_of(weights | {"blocks.x.bias": torch.zeros(1)}, "w.pt")
 
 
 def test_another_class_count_keeps_the_null_label_and_all_else() -> None:

@@ -55,7 +55,11 @@ def test_what_a_site_exports_for_sbatch_reaches_sbatch_and_nothing_else_does(tmp
         (["encode.command=imagenet-256-encode source.path=x"], "lacks output="),
         (["sample.command=runs/x --num-samples 3"], "lacks --out"),
         (["sample.command=runs/x --out y --cfg-scale nan"], "--cfg-scale=nan is not a number"),
-        (["sample.command=runs/x --out y --guidance-interval=0.8,0.1"], "does not rise from 0"),
+        (["sample.command=runs/x --out y --cfg-scale 2 --guidance-interval=0.8,0.1"], "does not rise from 0"),
+        (
+            ["sample.command=runs/x --out y --guidance-channels 3"],
+            "--guidance-channels=3 has no effect with --cfg-scale",
+        ),
         (["sample.command=runs/x --out y --num-sampling-steps"], "--num-sampling-steps: expected one argument"),
         (["train.command=dit-xl-2-256 run_dir=x data.path=y engine.activation_budget=2"], "give a number in [0, 1]"),
         (["evaluate.command=runs/x --weights w.pth"], "does not begin with two paths"),

@@ -59,3 +59,8 @@ def test_custom_model_needs_all_four_numbers(name: str | None) -> None:
     assert model.hidden_size == 32
     with pytest.raises(InputError, match="no num_heads, patch_size"):
         build_model(name, latent_size=8, num_classes=3, depth=1, hidden_size=32)
+
+
+def test_an_mlp_of_no_width_is_refused() -> None:
+    with pytest.raises(InputError, match=r"mlp_ratio 0.0001 of hidden_size 384 is an MLP of width 0; give more"):
+        build_model("DiT-S/8", latent_size=8, num_classes=2, mlp_ratio=0.0001)

@@ -71,7 +71,7 @@ def test_a_server_out_of_reach_makes_the_run_offline(
     caplog.set_level("INFO", "dit_scale")
     run = log_a_run(tmp_path / "run")
     (trouble,) = troubles(tmp_path / "run")
-    assert trouble.startswith("wandb online: CommError: ") and "connection refused" in trouble
+    assert trouble.startswith("wandb online: ") and "CommError" not in trouble and "connection refused" in trouble
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert list(folder.glob("run-*.wandb"))
     first, second = said(caplog)
@@ -94,8 +94,18 @@ def test_a_key_that_cannot_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WANDB_API_KEY", "short")
     assert log_a_run(tmp_path / "run").offline
     assert troubles(tmp_path / "run") == [
-        "wandb online: AuthenticationError: WANDB_API_KEY invalid: API key must have 40+ characters, has 5."
+        "wandb online: WANDB_API_KEY invalid: API key must have 40+ characters, has 5."
     ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("MODE", "nonsense"), ("INIT_TIMEOUT", "abc"), ("CONSOLE", "x")])
+def test_a_variable_that_wandb_does_not_take(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"WANDB_{name}", value)
+    assert log_a_run(tmp_path / "run").offline
+    (trouble,) = troubles(tmp_path / "run")
+    assert trouble.endswith(f"WANDB_{name}={value} is nothing that wandb takes; it is left out")
 
 
 def test_a_server_that_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +123,7 @@ def test_a_server_that_is_gone_in_the_middle(
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
         log_a_run(tmp_path / "run", meanwhile=server.go)
-    assert troubles(tmp_path / "run") == ["wandb: TimeoutError: Timed out finishing run."]
+    assert troubles(tmp_path / "run") == ["wandb: Timed out finishing run."]
     assert "wandb sync " in said(caplog)[-1]
 
 
@@ -167,7 +177,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "run" / "wandb").touch()
     assert log_a_run(tmp_path / "run", "wandb.mode=offline") is None
     (trouble,) = troubles(tmp_path / "run")
-    assert trouble.startswith("wandb: NotADirectoryError: ")
+    assert trouble.startswith("wandb: Not a directory: ")
 
 
 def test_what_the_environment_says_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

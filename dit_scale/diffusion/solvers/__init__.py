@@ -43,7 +43,7 @@ def choose_solver(name: str | None, objective: Objective, **options: float) -> S
         raise InputError(f"solver {name!r} is unknown{nearest(name, objective.solvers)}")
     if name not in objective.solvers:
         fitting = ", ".join(objective.solvers)
-        raise InputError(f"solver {name!r} does not fit {type(objective).__name__}; choose one of {fitting}")
+        raise InputError(f"solver {name!r} is not for this model's objective; choose one of {fitting}")
     known = options_of(name)
     for option in options:
         if option not in known:

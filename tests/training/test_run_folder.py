@@ -1,0 +1,30 @@
+"""What a run must keep when it goes on is named by one setting, with both of its values."""
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from dit_scale.checkpoint import Checkpoint
+from dit_scale.config import Config, load_config, resolved
+from dit_scale.errors import InputError
+from dit_scale.training.run_folder import check_resume
+
+NEEDED = ["run_dir=r", "data.path=d"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["diffusion.prediction=v"], "diffusion.prediction is 'v' but the run began with 'epsilon', and it is fixed"),
+        (["diffusion.name=flow"], "diffusion.name is 'flow' but the run began with 'gaussian', and it is fixed"),
+        (["seed=1"], "seed is 1 but the run began with 0, and it is fixed"),
+    ],
+)
+def test_a_setting_that_is_fixed_is_named_alone(overrides: list[str], sentence: str) -> None:
+    saved = SimpleNamespace(config=resolved(load_config(Config, None, NEEDED)), data={}, position=None)
+    checkpoint = cast(Checkpoint, SimpleNamespace(kinds=["master"], description=saved))
+    with pytest.raises(InputError) as caught:
+        check_resume(checkpoint, load_config(Config, None, [*NEEDED, *overrides]), {})
+    assert str(caught.value).startswith(sentence)
+    assert "(" not in str(caught.value).partition("set it back")[0]  # no section of settings
