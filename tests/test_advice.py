@@ -46,6 +46,7 @@ OTHERS_OPTIONS = {
 
 EXCEPTIONS = {
     ("dit_scale.autoencoder.base", "image_size"): "only encode asks for the size of a latent",
+    ("dit_scale.conditioning", "model.condition"): "of a run that is read, whose configuration was checked before",
     ("dit_scale.config.loading", "data.path"): "an example of how a setting is written",
     ("dit_scale.config.training", "data.held_out_fraction"): "sample checks settings of its own, not a run's",
     ("dit_scale.config.training", "diffusion.num_timesteps"): "the same",
@@ -57,9 +58,11 @@ EXCEPTIONS = {
     ("dit_scale.data.cache", "data.cache"): "convert and verify read local folders alone",
     ("dit_scale.data.remote", "data.cache"): "convert and verify read local folders alone",
     ("dit_scale.data.remote", "data.cache_bytes"): "only a run and plan's data have a limit",
+    ("dit_scale.data.folder", "model.condition"): "inspect asks records for labels alone",
     ("dit_scale.diffusion.gaussian", "learn_sigma"): "an argument in Python",
     ("dit_scale.evaluation.extractors", "--features"): "a run gives weights or nothing, never a name",
     ("dit_scale.evaluation.extractors", "--weights"): "the same",
+    ("dit_scale.interop.exporting", "model.condition"): "says how the run was trained",
     ("dit_scale.interop.exporting", "model.label_dropout"): "says how the run was trained; the advice follows it",
     ("dit_scale.interop.exporting", "model.mlp_ratio"): "the same",
     ("dit_scale.models.operators", "engine.kernels"): "sampling asks for no forward-mode derivative",
