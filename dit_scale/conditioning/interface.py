@@ -62,9 +62,9 @@ class Condition(ABC):
         return torch.empty(count, *self.stored.shape, dtype=getattr(torch, self.stored.dtype), device=device)
 
     def choices(self, class_names: ClassNames) -> ClassNames:
-        """Return the names of what samplers may be asked for, in the order of the values 0, 1, …
+        """Return the names of what samplers may be asked for, in the order of the numbers that ``values`` takes.
 
-        Raises InputError where numbers are no values.
+        Raises InputError where nothing has a name.
         """
         if self.stored is not None:
             raise InputError(
@@ -72,6 +72,10 @@ class Condition(ABC):
                 f"dit_scale.sampling.sample_latents, and train with preview.every_steps=0 and evaluation.every_steps=0"
             )
         return class_names
+
+    def values(self, numbers: Tensor) -> Tensor:
+        """Return the values [N, ...] of choices, by their numbers [N]."""
+        return numbers
 
     def initialize(self, embedding: nn.Module) -> None:  # noqa: B027 (most have nothing to do)
         """Set an embedding's initial weights; its linear layers have those of the network's others already."""

@@ -1,7 +1,7 @@
 """`dit-scale export`: the weights of a run or a checkpoint in the formats of others."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -13,14 +13,17 @@ from dit_scale.checkpoint import open_whole, weights_of
 from dit_scale.checkpoint.averages import youth_of
 from dit_scale.classes import ClassNames
 from dit_scale.config import Config, config_from
+from dit_scale.config.fields import shown
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_folder, full_disk_explained, make_writable_folder
 from dit_scale.interop import FORMS, architecture_of, write_weights
 from dit_scale.interop.pipeline_folder import Noise, write_pipeline
 from dit_scale.interop.pipeline_names import TABLE_CLASSES
 from dit_scale.latents import LatentSpec
-from dit_scale.models import DiT
+from dit_scale.models import DiT, NetworkConfig
+from dit_scale.models.config import FROM_DATA
 from dit_scale.models.embeddings import sincos_positions
+from dit_scale.models.presets import SIZES
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
 from dit_scale.weights import check_finite, check_names_and_shapes
@@ -30,6 +33,10 @@ log = logging.getLogger(__name__)
 DIFFUSERS = "diffusers"
 FORMATS = (*FORMS, DIFFUSERS)
 """What ``export`` can write."""
+
+
+_SAID = ("label_dropout", "learn_sigma", "attention")
+"""Switches of a network that a pipeline says in its own way, or that change no function."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +120,27 @@ def _check_for_pipeline(exported: _Exported, origin: str) -> None:
     reason = None
     if exported.config.diffusion.name != "gaussian":
         reason = "was trained with flow matching, and DiTPipeline takes Gaussian diffusion alone"
-    elif exported.config.model.condition != "label":
-        reason = f"has model.condition={exported.config.model.condition}, and DiTPipeline takes labels alone"
+    elif switched := _switched(model.config):
+        reason = switched
     elif model.num_classes > TABLE_CLASSES:
         reason = f"has {model.num_classes} classes, and DiTPipeline takes label {TABLE_CLASSES} for the null label"
     elif model.null_label is None:
         reason = "has no null label (model.label_dropout=0), with which DiTPipeline guides"
-    elif model.mlp_ratio != 4.0:
-        reason = f"has model.mlp_ratio={model.mlp_ratio:g}, and DiTTransformer2DModel has 4"
     elif len(set(latents.scale)) > 1:
         reason = f"has a latent scale for each channel ({_listed(latents.scale)}), and DiTPipeline has one for all"
     elif any(latents.shift):
         reason = f"has a latent shift ({_listed(latents.shift)}), and DiTPipeline has none"
     if reason is not None:
         raise InputError(f"'{origin}' {reason}; export --to pt or safetensors")
+
+
+def _switched(config: NetworkConfig) -> str | None:
+    """Return what makes a network another function than DiTTransformer2DModel's; a switch that is new does."""
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if entry.name not in (*SIZES, *FROM_DATA, *_SAID) and value != entry.default:
+            return f"has model.{entry.name}={shown(value)}, and DiTTransformer2DModel has {shown(entry.default)}"
+    return None
 
 
 def _listed(numbers: tuple[float, ...]) -> str:

@@ -127,7 +127,7 @@ class Sampler:
             self.model,
             self.objective,
             self.latents,
-            torch.tensor(labels, device=self.device),
+            self.model.condition.values(torch.tensor(labels, device=self.device)),
             torch.tensor(indices, device=self.device),
             settings,
             on_step,

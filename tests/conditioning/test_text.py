@@ -11,15 +11,17 @@ import streaming
 import torch
 from torch import Tensor, nn
 
+from dit_scale.autoencoder import PCACodec
+from dit_scale.classes import ClassNames
 from dit_scale.conditioning import CONDITIONS, Condition, Labels, RecordArray, build_condition
-from dit_scale.config import DataConfig, ModelConfig
+from dit_scale.config import Config, DataConfig, ModelConfig
 from dit_scale.data.loader import Loader
 from dit_scale.data.mds import to_mds, to_tar
 from dit_scale.diffusion import build_objective, total
 from dit_scale.errors import InputError
 from dit_scale.planning.measuring import products_of
 from dit_scale.recipe import model_of
-from dit_scale.sampling import SamplingSettings, sample_latents
+from dit_scale.sampling import Sampler, SamplingSettings, sample_latents
 from dit_scale.training.data import open_dataset
 from dit_scale.training.loss import LossFunction
 from tests.data.shard_folder import LATENTS, write_folder
@@ -81,6 +83,36 @@ def test_a_text_is_read_dropped_embedded_and_guides(container: str, tmp_path: Pa
     by_text = sample_latents(model, loss_function.objective, LATENTS, text, indices, plain)
     by_null = sample_latents(model, loss_function.objective, LATENTS, torch.zeros_like(text), indices, plain)
     assert torch.isfinite(guided).all() and not torch.allclose(guided, by_text) and not torch.allclose(guided, by_null)
+
+
+class NamedText(Text):
+    """Has two texts that a user can ask for by name."""
+
+    def choices(self, class_names: ClassNames) -> ClassNames:
+        return ClassNames(("low", "high"))
+
+    def values(self, numbers: Tensor) -> Tensor:
+        texts = torch.stack([torch.full((4, 8), -1.0), torch.full((4, 8), 1.0)])  # [2, 4, 8]
+        return texts.half().to(numbers.device)[numbers]
+
+
+def test_texts_with_names_are_sampled_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONDITIONS, "text", NamedText)
+    torch.manual_seed(0)
+    model = model_of(MODEL, LATENTS, 3)
+    fill(model, std=0.2)
+    codec = PCACodec.fit([torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)], 4, 4)
+    config = Config(run_dir="r", data=DataConfig(path="d"), model=MODEL)
+    sampler = Sampler.of(config, LATENTS, ClassNames("abc"), codec, "cpu", "auto")
+    sampler = sampler.with_weights(model.state_dict(), "these", {})
+    labels = sampler.labels_of(sampler.class_names.asked_for(["high", "low"]), 3)
+    assert labels == [1, 0, 1]
+    settings = SamplingSettings(num_sampling_steps=3, cfg_scale=2.0)
+    texts = torch.tensor([1.0, -1.0, 1.0]).half().view(3, 1, 1).expand(3, 4, 8)
+    latent = sample_latents(sampler.model, sampler.objective, LATENTS, texts, torch.arange(3), settings)
+    images = sampler.images(labels, range(3), settings)
+    assert np.array_equal(images, sampler.decode(latent))
+    assert not np.array_equal(images, sampler.images([0, 0, 0], range(3), settings))
 
 
 def test_texts_are_dropped_where_labels_would_be() -> None:

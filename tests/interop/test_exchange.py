@@ -4,7 +4,9 @@ import csv
 import functools
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -17,8 +19,11 @@ from dit_scale.checkpoint import open_whole
 from dit_scale.checkpoint.layout import read_manifest, write_manifest
 from dit_scale.cli import main
 from dit_scale.errors import InputError
+from dit_scale.interop import exporting
 from dit_scale.interop.exporting import export
 from dit_scale.interop.pipeline_folder import read_pipeline
+from dit_scale.models import DiT, NetworkConfig
+from dit_scale.recipe import model_of
 from dit_scale.sampling import sampler_of
 from tests.launch import run
 from tests.parity import load_tensors, load_tiny, record
@@ -254,6 +259,26 @@ def test_equal_class_names_stay_apart(kl: Path, tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit):
         main(["import", str(tmp_path / "pipeline"), "--out", str(tmp_path / "c")])
     assert "does not number the classes 0, 1, …; give --class-names FILE" in capsys.readouterr().err
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant(NetworkConfig):
+    """As one that adds a block variant would: other values under the same names."""
+
+    norm: str = "layer"
+
+
+def test_a_network_that_diffusers_does_not_have_becomes_no_pipeline(
+    imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def variant(*arguments: Any) -> DiT:
+        model = model_of(*arguments)
+        model.config = Variant(**vars(model.config), norm="rms")
+        return model
+
+    monkeypatch.setattr(exporting, "model_of", variant)
+    with pytest.raises(InputError, match=r"has model\.norm=rms, and DiTTransformer2DModel has layer; export --to pt"):
+        export(imported, tmp_path / "pipeline", "diffusers")
 
 
 def test_mistakes_are_one_sentence(imported: Path, pipeline_folder: Path, kl: Path, tmp_path: Path) -> None:
