@@ -7,17 +7,14 @@ from dit_scale.diffusion import Objective, build_objective
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, build_model
 
-_RETIRED = {"cudnn-padded": "cudnn", "flash-padded": "flash"}
-"""Attention kernels that checkpoints may name and that are gone, with those that compute the same."""
-
 
 def model_of(config: ModelConfig, latents: LatentSpec, num_classes: int, kernels: str = "auto") -> DiT:
     """Build the model for latents of this shape and so many classes, with its initial weights.
 
     ``kernels`` is as ``engine.kernels``.
     """
-    settings = asdict(config) | {"attention": _RETIRED.get(config.attention, config.attention)}
-    model = build_model(**settings, latent_size=latents.size, in_channels=latents.channels, num_classes=num_classes)
+    settings = asdict(config) | {"in_channels": latents.channels}
+    model = build_model(**settings, latent_size=latents.size, num_classes=num_classes)
     if kernels == "off":
         model.turn_off_kernels()
     return model

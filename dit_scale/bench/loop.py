@@ -46,7 +46,7 @@ class Loop:
             shape, dtype = AttentionShape.of(model, micro_batch_size), DTYPES[engine.precision]
             model.attention = backend_of_training(model.attention, shape, torch.device(device), dtype)
         self.engine = build_engine(model, engine, train, self.plan, world, device)
-        self.gate = UpdateGuard(self.engine)
+        self.guard = UpdateGuard(self.engine)
         self.state = TrainingState(OptimizerState(self.engine), train)
         count = self.plan.batch_size_per_rank
         positions = torch.arange(count) + world.rank * count
@@ -71,7 +71,7 @@ class Loop:
         }
 
     def _update(self) -> None:
-        self._verdict = self.gate.step()
+        self._verdict = self.guard.step()
 
     def _move_ema(self) -> None:
         assert self._verdict is not None, "the optimizer comes first"
@@ -117,7 +117,7 @@ class PlainLoop:
         def update() -> None:
             norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
             optimizer: Any = self._optimizer
-            optimizer.found_inf = (~torch.isfinite(norm)).float()  # as the gate has it judged
+            optimizer.found_inf = (~torch.isfinite(norm)).float()  # as the update guard has it judged
             optimizer.step()
             optimizer.zero_grad()
 

@@ -131,6 +131,11 @@ def setting(default: Any, *, only_if: When) -> Any:
     return _field(default, only_if)
 
 
+def choice(default: str, *, retired: Mapping[str, str]) -> Any:
+    """Return a field of a choice; ``retired`` names those of earlier versions, each with what stands for it today."""
+    return _field(default, None, retired=retired)
+
+
 def _field(default: Any, only_if: When | None, **metadata: Any) -> Any:
     if only_if is not None:
         metadata["only_if"] = only_if

@@ -1,7 +1,7 @@
 """Settings from a YAML file and ``key.sub=value`` overrides, checked; one sentence for each mistake."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -77,7 +77,19 @@ def load_options(
 
 def config_from(schema: type[T], values: dict[str, Any]) -> T:
     """Return ``schema`` filled from plain dictionaries, such as ``resolved`` makes; what was right once is taken."""
-    return OmegaConf.to_object(OmegaConf.merge(_structured(schema), values))  # type: ignore
+    return OmegaConf.to_object(OmegaConf.merge(_structured(schema), _of_today(schema, values)))  # type: ignore
+
+
+def _of_today(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored values, with the choices that have taken the place of retired ones."""
+    renewed = dict(values)
+    for entry in fields(schema):
+        value = values.get(entry.name)
+        if is_dataclass(entry.type) and isinstance(value, Mapping):
+            renewed[entry.name] = _of_today(entry.type, value)  # type: ignore[arg-type]
+        elif isinstance(value, str):
+            renewed[entry.name] = entry.metadata.get("retired", {}).get(value, value)
+    return renewed
 
 
 def resolved(config: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dit_scale.config.fields import number, setting, when
+from dit_scale.config.fields import choice, number, setting, when
 
 _GAUSSIAN, _FLOW, _LOGIT_NORMAL = (
     when("name", "gaussian"),
@@ -34,7 +34,9 @@ class ModelConfig:
     """Probability with which a label, or another condition, is replaced by the null label in training."""
     learn_sigma: bool = True
     """Predict the variance, too: twice the output channels."""
-    attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "matmul"] = "auto"
+    attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "matmul"] = choice(
+        "auto", retired={"cudnn-padded": "cudnn", "flash-padded": "flash"}
+    )
     """Attention kernel: the fastest that is found (RUN/attention.json), or one by name."""
 
 

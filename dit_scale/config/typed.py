@@ -220,6 +220,7 @@ def _typed_scalar(node: ScalarNode, inner: Any, is_optional: bool, kind: Any, ke
     if inner is str or inner is Any:
         return _text(text)
     if is_choice(inner):
+        text = metadata.get("retired", {}).get(text, text)
         if text not in map(str, get_args(inner)):
             raise refusal(key, text, kind, metadata)
         return _text(text) if isinstance(get_args(inner)[0], str) else ScalarNode(_WHOLE, text)

@@ -25,6 +25,7 @@ __all__ = [
     "everything",
     "groups_of",
     "learning_rate_at",
+    "needs_whole",
 ]
 
 OPTIMIZERS: dict[str, Callable[[TrainSection], Sequence[Group]]] = {"adamw": adamw.groups, "muon": muon.groups}
@@ -36,9 +37,14 @@ def groups_of(train: TrainSection) -> Sequence[Group]:
     return OPTIMIZERS[train.optimizer](train)
 
 
+def needs_whole(train: TrainSection) -> bool:
+    """Whether ``train.optimizer`` needs whole parameters, which only ZeRO 0 gives it."""
+    return any(group.algorithm.needs_whole for group in groups_of(train))
+
+
 def check_stage(train: TrainSection, zero_stage: int) -> None:
     """Refuse, with an InputError, an optimizer that needs whole parameters where ZeRO would hand it parts of them."""
-    if zero_stage > 0 and any(group.algorithm.needs_whole for group in groups_of(train)):
+    if zero_stage > 0 and needs_whole(train):
         raise InputError(
             f"train.optimizer={train.optimizer} needs whole matrices, which engine.zero_stage={zero_stage} cuts into "
             f"flat parts; give engine.zero_stage=0 with engine.precision=fp32, or train.optimizer=adamw"

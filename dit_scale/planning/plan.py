@@ -13,6 +13,7 @@ from dit_scale.errors import Failure, InputError
 from dit_scale.files import write_json
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
+from dit_scale.optim import needs_whole
 from dit_scale.parameters import num_parameters
 from dit_scale.planning.chart import draw, scalings
 from dit_scale.planning.choices import gigabytes, in_words, model_on_meta, outline, plural, smaller_choices
@@ -20,6 +21,7 @@ from dit_scale.planning.cluster import Cluster
 from dit_scale.planning.communication import collectives_of
 from dit_scale.planning.flops import training_flops_per_image
 from dit_scale.planning.search import Plan, plan_of, search
+from dit_scale.zero.engine import check_engine
 
 __all__ = ["Request", "plan"]
 
@@ -55,11 +57,15 @@ class Request:
 
 def plan(config: Config, cluster: Cluster, request: Request) -> bool:
     """Print what the configuration takes, or with ``search`` what fits; return whether anything fits."""
+    check_engine(config.engine, config.train)
     model = _model(config, request)
     plans = search(config, model, cluster) if request.search else [plan_of(config, model, cluster)]
     title = f"{config.model.name} on {cluster.num_gpus} x {cluster.gpu.name}"
     if not plans:
-        raise InputError(f"{title}: nothing fits, not even ZeRO 3 with the optimizer offloaded; take more GPUs")
+        why = "not even ZeRO 3 with the optimizer offloaded; take more GPUs"
+        if needs_whole(config.train):
+            why = f"and train.optimizer={config.train.optimizer} allows ZeRO 0 alone; give train.optimizer=adamw"
+        raise InputError(f"{title}: nothing fits, {why}")
     best = plans[0]
     _show_model(model, title)
     if request.search:

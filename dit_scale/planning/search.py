@@ -6,6 +6,7 @@ from typing import Literal
 
 from dit_scale.config import Config
 from dit_scale.models import DiT
+from dit_scale.optim import needs_whole
 from dit_scale.planning.choices import setup_of
 from dit_scale.planning.cluster import Cluster
 from dit_scale.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
@@ -60,10 +61,9 @@ def search(config: Config, model: DiT, cluster: Cluster) -> list[Plan]:
 def _choices(config: Config, model: DiT, cluster: Cluster, offload: bool) -> Iterator[Config]:
     """Yield the configuration with other stages, micro batches and checkpointing."""
     images = plan_batches(config.train, cluster.num_gpus).batch_size_per_rank
-    stages: tuple[Literal[0, 1, 2, 3], ...] = (
-        (1, 2, 3) if config.engine.precision == "bf16" or offload else (0, 1, 2, 3)
-    )
-    for stage in stages:
+    can_be_whole = config.engine.precision == "fp32" and not offload
+    stages: tuple[Literal[0, 1, 2, 3], ...] = () if needs_whole(config.train) else (1, 2, 3)
+    for stage in (0, *stages) if can_be_whole else stages:
         for every in dict.fromkeys((0, 4, 2, 1)):
             for micro in (size for size in range(1, images + 1) if images % size == 0):
                 yield replace(

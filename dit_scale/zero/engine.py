@@ -87,7 +87,7 @@ def deepspeed_config(
     return {
         "train_micro_batch_size_per_gpu": 1,  # only its product with the next is used; micro batches are cut by us
         "gradient_accumulation_steps": batches.gradient_accumulation_steps,
-        "gradient_clipping": 0.0,  # its own default is 1; the gate has the optimizer do it
+        "gradient_clipping": 0.0,  # its own default is 1; the update guard has the optimizer do it
         "bf16": {"enabled": engine.precision == "bf16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

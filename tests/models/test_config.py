@@ -1,12 +1,14 @@
 """One configuration: what `model.*` of a file sets, what presets set and what `DiT` takes are the same."""
 
+import json
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
 
-from dit_scale.config import FIXED_FOR_A_RUN, ModelConfig
+from dit_scale.config import FIXED_FOR_A_RUN, Config, ModelConfig, config_from, load_config
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.models import PRESETS, DiT, NetworkConfig, build_model
@@ -59,8 +61,12 @@ def test_an_unknown_keyword_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(("retired", "same"), [("cudnn-padded", "cudnn"), ("flash-padded", "flash")])
-def test_a_checkpoint_that_names_a_retired_kernel_is_read(retired: str, same: str) -> None:
-    stored = ModelConfig(name="DiT-S/8", depth=1, attention=retired)  # type: ignore[arg-type]
-    assert model_of(stored, LatentSpec(4, 8), 3).attention == same
+def test_a_checkpoint_that_names_a_retired_kernel_is_read(tmp_path: Path, retired: str, same: str) -> None:
+    settings = {"run_dir": "r", "data": {"path": "d"}, "model": {"name": "DiT-S/8", "depth": 1, "attention": retired}}
+    stored = config_from(Config, settings)
+    assert model_of(stored.model, LatentSpec(4, 8), 3).attention == same
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(settings))
+    assert load_config(Config, path) == stored
     with pytest.raises(InputError, match=f"attention '{retired}' is unknown; did you mean '{same}'"):
         DiT(**SMALL | {"attention": retired})
