@@ -5,6 +5,7 @@ awaited for ever. A pipe that one process alone holds ends with that process.
 """
 
 import multiprocessing
+import pickle
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -83,7 +84,11 @@ class ProcessPool(Generic[T]):
 def _serve(pipe: Connection, work: Callable[..., Any]) -> None:
     die_with_parent()
     while True:
-        pipe.send(_answer(work, pipe.recv()))
+        answer = _answer(work, pipe.recv())
+        try:
+            pipe.send(answer)
+        except (pickle.PicklingError, AttributeError, TypeError):  # one of a class that pickle does not know
+            pipe.send((None, RuntimeError(f"{answer[1]!r}")))
 
 
 def _answer(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Exception | None]:
