@@ -108,10 +108,12 @@ def from_pretrained(
         model, found = model_class.from_pretrained(
             source, output_loading_info=True, low_cpu_mem_usage=False, ignore_mismatched_sizes=True, **options
         )
-    missing = {*found["missing_keys"], *_not_finite(model)}  # an index of shards may name what no shard holds
     reshaped = {name for name, *_ in found["mismatched_keys"]}
+    missing = {*found["missing_keys"]} - reshaped
+    without = {*_not_finite(model)} - reshaped - missing  # an index of shards may name what no shard holds
     unused = {name for name in found["unexpected_keys"] if not may_be_left(model, name)}
-    wrong = {"missing": missing - reshaped, "of another shape": reshaped, "not in this model": unused}
+    wrong = {"missing": missing, "of another shape": reshaped, "not in this model": unused}
+    wrong |= {"NaN or infinite, or in no file": without}
     if told := "; ".join(f"{kind}: {_listed(names)}" for kind, names in wrong.items() if names):
         raise InputError(f"{what} does not fit its own config.json ({told}); {fix}")
     return model

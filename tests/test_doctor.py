@@ -156,6 +156,19 @@ def test_no_room_for_a_checkpoint(shards: Path, full_disk: Path, tmp_path: Path)
     assert list(full_disk.iterdir()) == []
 
 
+@pytest.mark.parametrize(("said", "status"), [("nonsense", Status.WARN), ("dryrun", Status.PASS), ("", Status.PASS)])
+def test_a_mode_that_wandb_does_not_take(
+    said: str, status: Status, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_MODE": said}.items():
+        monkeypatch.setenv(name, value)
+    found = software.wandb(WandbConfig(), World())
+    assert (found.status, "WANDB_MODE=nonsense is nothing that wandb takes" in found.figure) == (
+        status,
+        status == Status.WARN,
+    )
+
+
 @pytest.mark.parametrize(
     ("refuses", "variables", "status", "part"),
     [

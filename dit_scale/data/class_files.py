@@ -56,6 +56,12 @@ def _in_lines(text: str, where: str) -> list[str]:
             return [named[label] for label in range(len(lines))]
         if sorted(named) == list(range(1, len(lines) + 1)):
             raise InputError(f"the lines of {where} are numbered from 1, and labels count from 0; {_NAME_A_LINE}")
+    labels = [int(match[1]) for match in numbered[1:] if match]
+    if len(labels) > 1 and not numbered[0] and sorted(labels) in [list(range(n, len(lines) - 1 + n)) for n in (0, 1)]:
+        raise InputError(
+            f"all lines of {where} but the first, '{lines[0]}', are numbered, and each line would be a name; take the "
+            f"first one out"
+        )
     return lines
 
 
@@ -70,6 +76,8 @@ def _in_brackets(text: str, where: str) -> list[str]:
                 f"{where} begins with '{text.lstrip()[0]}' and is no whole dictionary or list of JSON or Python; "
                 f"{_NAME_A_LINE}"
             ) from None
+    if isinstance(found, set):
+        raise InputError(f"{where} is a set of Python, which has no order; write [ ] for {{ }}, or {_NAME_A_LINE}")
     log.info("%s: read as a %s of class names", where, "dictionary" if isinstance(found, dict) else "list")
     pairs = list(found.items() if isinstance(found, dict) else enumerate(found))
     if pairs and all(type(value) is int for _, value in pairs):  # from names to labels, as torchvision's class_to_idx

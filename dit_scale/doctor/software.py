@@ -17,7 +17,7 @@ from dit_scale.config import WandbConfig
 from dit_scale.distributed.runtime import World
 from dit_scale.doctor.finding import Finding, Status
 from dit_scale.supervision.conveniences import Trouble
-from dit_scale.training.dashboard import has_key, server, wandb_mode, wrong_variable
+from dit_scale.training.dashboard import has_key, server, unknown_mode, wandb_mode, wrong_variable
 from dit_scale.versions import requirements, untested
 
 _SHOWN = ("torch", "deepspeed", "xformers")
@@ -54,6 +54,9 @@ def wandb(settings: WandbConfig, world: World) -> Finding:
     except PackageNotFoundError:
         way_out = "pip install wandb, or wandb.mode=disabled"
         return Finding("wandb", Status.WARN, f"{mode}, but it is not installed: the run logs without it", way_out)
+    if mode == "offline" and (said := unknown_mode(settings)):
+        way_out = "WANDB_MODE=online, offline or disabled, or unset it"
+        return Finding("wandb", Status.WARN, f"{figure}: WANDB_MODE={said} is nothing that wandb takes", way_out)
     if mode == "offline":
         return Finding("wandb", Status.PASS, f"{figure}; 'wandb sync' sends the run later")
     if not has_key():

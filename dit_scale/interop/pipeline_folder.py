@@ -51,6 +51,10 @@ class _Transformer(TypedDict):
     norm_eps: NotRequired[float]
 
 
+class _Named(TypedDict):
+    _class_name: NotRequired[str]
+
+
 class _Scheduler(TypedDict):
     beta_schedule: str
     beta_start: NotRequired[float]
@@ -130,7 +134,9 @@ def read_pipeline(folder: Path, class_names: Sequence[str] | None = None) -> Pip
     if index.get("_class_name") != "DiTPipeline":
         raise InputError(f"'{folder}' is of class {index.get('_class_name')}; give the folder of a DiTPipeline")
     _check_transformer(_json(folder / "transformer" / "config.json", _Transformer), folder)
-    noise = _noise_of(_json(folder / "scheduler" / "scheduler_config.json", _Scheduler), folder)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    _check_scheduler(_json(scheduler, _Named), folder)
+    noise = _noise_of(_json(scheduler, _Scheduler), folder)
     latent_scale = _json(folder / "vae" / "config.json", _Autoencoder).get("scaling_factor")
     if latent_scale is not None and not 0 < latent_scale < math.inf:
         raise InputError(
@@ -165,6 +171,15 @@ def _check_transformer(config: Mapping[str, Any], folder: Path) -> None:
     if config.get("norm_eps", 1e-5) != _NORM_EPS:
         log.warning(
             "'%s' normalises with epsilon %g there, %g here as published", folder, config["norm_eps"], _NORM_EPS
+        )
+
+
+def _check_scheduler(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise InputError for a scheduler of flow matching, which has no schedule of betas."""
+    if (name := config.get("_class_name", "")).startswith("FlowMatch"):
+        raise InputError(
+            f"the scheduler of '{folder}' is a {name}, of flow matching, but a DiTPipeline is read as one of Gaussian "
+            f"diffusion; give published SiT weights with --objective flow"
         )
 
 

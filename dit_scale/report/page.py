@@ -34,9 +34,9 @@ class Preview:
 
 def write_report(run_dir: Path, out: Path) -> None:
     """Write the page of a run; raises InputError where the folder holds no run, or ``out`` cannot be written."""
+    record, status = read_record(run_dir), look(run_dir)
     if not out.parent.is_dir():
         raise InputError(f"--out '{out}' is in no folder that is there; make it, or give another file")
-    record, status = read_record(run_dir), look(run_dir)
     settings, versions = _split_config((run_dir / "config.yaml").read_text())
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page = template.from_string(files(__package__).joinpath("page.html").read_text()).render(

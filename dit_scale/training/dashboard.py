@@ -19,6 +19,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from dit_scale.config import Config, WandbConfig, resolved
+from dit_scale.errors import InputError
 from dit_scale.supervision.conveniences import Conveniences, Trouble
 
 Mode = Literal["online", "offline", "disabled"]
@@ -115,7 +116,7 @@ class Dashboard:
                 if variable is None and mode == "offline":
                     raise
                 if variable is not None:
-                    error = ValueError(
+                    error = InputError(
                         f"{variable}={os.environ.pop(variable)} is nothing that wandb takes; it is left out"
                     )
                 self._conveniences.tell("wandb online", Trouble.of(error))
@@ -165,6 +166,12 @@ def wandb_mode(settings: WandbConfig) -> Mode:
     if said := os.environ.get("WANDB_MODE"):
         return _MODES.get(said, "offline")
     return "online" if has_key() else "offline"
+
+
+def unknown_mode(settings: WandbConfig) -> str | None:
+    """Return what WANDB_MODE says where it counts and wandb knows no such mode; the run is offline then."""
+    said = os.environ.get("WANDB_MODE")
+    return said if said and settings.mode == "auto" and said not in _MODES else None
 
 
 def wrong_variable(error: Exception) -> str | None:

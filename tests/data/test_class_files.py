@@ -38,6 +38,7 @@ def test_names_are_read_a_line_each(tmp_path: Path) -> None:
         ("101 dalmatians\n7 dwarfs\n", ("101 dalmatians", "7 dwarfs"), None),
         ("0\n1\n10\n2\n", ("0", "1", "10", "2"), None),
         ("n01440764\nn01443537\n", ("n01440764", "n01443537"), None),
+        ("cats\n2 dogs\n3 birds\n", ("cats", "2 dogs", "3 birds"), None),
         ("a\x85b\nc\n", ("a\x85b", "c"), None),  # a line end to str.splitlines alone
     ],
 )
@@ -66,7 +67,10 @@ def test_forms_that_are_certain_are_read_as_meant(
         ("[1.5]", "is no dictionary of labels and names, nor a list of names"),
         ("{}", "is no dictionary of labels and names"),
         ('["tench", ""]', "is no dictionary of labels and names"),
-        ("{1, 2}", "is no dictionary of labels and names"),
+        ("{1, 2}", "is a set of Python, which has no order"),
+        ("{'tench', 'goldfish'}", r"is a set of Python, which has no order; write \[ \] for { }, or"),
+        ("label,name\n0,tench\n1,crane\n", "but the first, 'label,name', are numbered, .* take the first one out"),
+        ("names:\n  1: tench\n  2: crane\n", "but the first, 'names:', are numbered"),
         ("__import__('os')", None),
         ("[__import__('os')]", r"begins with '\[' and is no whole dictionary or list"),
     ],

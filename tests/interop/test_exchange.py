@@ -193,12 +193,17 @@ def test_an_option_that_the_weights_do_not_use_is_refused_by_name(
     ("file", "change", "sentence"),
     [
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "has num_train_timesteps=0; give 1 or more"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "is a FlowMatchEulerDiscreteScheduler, of flow matching, but a DiTPipeline is read as one of Gaussian",
+        ),
         ("vae/config.json", {"scaling_factor": 0}, "has scaling_factor=0; give one above 0 there"),
         ("vae/config.json", {"scaling_factor": -1}, "has scaling_factor=-1; give one above 0 there"),
     ],
 )
 def test_a_pipeline_whose_numbers_cannot_be(
-    file: str, change: dict[str, float], sentence: str, pipeline_folder: Path, tmp_path: Path
+    file: str, change: dict[str, float | str], sentence: str, pipeline_folder: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(pipeline_folder, tmp_path / "pipeline")
     (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))

@@ -105,7 +105,7 @@ def test_a_variable_that_wandb_does_not_take(
     monkeypatch.setenv(f"WANDB_{name}", value)
     assert log_a_run(tmp_path / "run").offline
     (trouble,) = troubles(tmp_path / "run")
-    assert trouble.endswith(f"WANDB_{name}={value} is nothing that wandb takes; it is left out")
+    assert trouble == f"wandb online: WANDB_{name}={value} is nothing that wandb takes; it is left out"
 
 
 def test_a_server_that_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
