@@ -44,8 +44,8 @@ class Cache:
         make_writable_folder(self._place, "cache folder")
         with self._lock(self._place / "lock"):
             for desk in self._place.glob(f"{_DESK}*"):
-                if _is_abandoned(desk):
-                    remove(desk)
+                if _is_abandoned(desk):  # to which a thread may still be adding; what stays goes another time
+                    shutil.rmtree(desk, ignore_errors=True)
             prefix = f"{_DESK}{socket.gethostname()}-{os.getpid()}-"
             self._desk = Path(tempfile.mkdtemp(prefix=prefix, dir=self._place))
             self._alive = _hold(self._desk / _ALIVE)
