@@ -148,7 +148,7 @@ class EngineConfig:
     reduce_to_owners: bool | None = setting(None, only_if=when("zero_stage", 1, 2))
     """ZeRO 1, 2: send gradients to the rank that updates them alone, which halves traffic; null: if parts are large."""
     overlap_reduction: bool | None = setting(None, only_if=_ZERO)
-    """Reduce gradients beside backward on GPUs; null: at ZeRO 3, at 1 and 2 if a sum is measured to outlast a wait."""
+    """Reduce gradients beside backward on GPUs; null: at ZeRO 3, and at 1 and 2 over several nodes."""
     hierarchical_partitioning: bool = setting(False, only_if=when("zero_stage", 3))
     """ZeRO 3 over nodes: each node keeps all parameters, so that backward gathers inside it (ZeRO++ hpZ)."""
     threads_per_rank: int | None = number(None, at_least=1)

@@ -14,7 +14,6 @@ from dit_scale.errors import InputError
 from dit_scale.optim import build_optimizer, check_stage, groups_of
 from dit_scale.parameters import DTYPES, num_trained, trained
 from dit_scale.zero.batches import BatchPlan
-from dit_scale.zero.overlap import overlap_pays
 
 
 def build_engine(
@@ -39,7 +38,7 @@ def build_engine(
     if engine.zero_stage == 3:  # a block's weights come together: no hook of DeepSpeed's breaks what is compiled
         deepspeed.utils.set_z3_leaf_modules(model, list({type(block) for block in model.blocks}))
     num_parameters = num_trained(model)
-    overlaps = _overlaps(engine, world, num_parameters, device)
+    overlaps = _overlaps(engine, world, device)
     config = deepspeed_config(engine, batches, world, num_parameters, overlaps)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if engine.zero_stage in (1, 2):  # parameters are views of the flat weights already; it makes them so each step
@@ -111,14 +110,17 @@ def _reduces(engine: EngineConfig, world: World) -> bool:
     return engine.zero_stage not in (1, 2) or engine.offload_optimizer or world.world_size > 1
 
 
-def _overlaps(engine: EngineConfig, world: World, num_parameters: int, device: str) -> bool:
-    """Whether gradients are reduced, or gathered weights fetched, beside what a GPU computes (collective)."""
+def _overlaps(engine: EngineConfig, world: World, device: str) -> bool:
+    """Whether gradients are reduced, or gathered weights fetched, beside what a GPU computes.
+
+    At stages 1 and 2 the host then waits for the GPU once a step, which idles meanwhile for 10 ms and more; inside a
+    node gradients are summed sooner than that.
+    """
     if not device.startswith("cuda") or not _reduces(engine, world):
         return False
     if engine.overlap_reduction is not None or engine.zero_stage not in (1, 2):
         return engine.overlap_reduction is not False
-    num_bytes = num_parameters * DTYPES[engine.precision].itemsize
-    return overlap_pays(num_bytes // (1 + engine.reduces_to_owners(num_parameters, world.world_size)), device)
+    return world.world_size > world.local_world_size
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:

@@ -6,8 +6,11 @@ from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
 from dit_scale.models import DiT
+from dit_scale.zero import engine as engine_module
 from dit_scale.zero.batches import plan_batches
 from dit_scale.zero.engine import build_engine, deepspeed_config
+
+NODE, NODES = World(world_size=8, local_world_size=8), World(world_size=16, local_world_size=8)
 
 
 @pytest.mark.parametrize(("size", "micro", "world"), [(256, 32, 8), (12, 5, 1), (7, 2, 1), (8, 100, 4)])
@@ -78,3 +81,21 @@ def test_buckets_and_where_gradients_go_follow_model_and_ranks(
     assert engine.reduces_to_owners(parameters, ranks) is to_owners
     asked = EngineConfig(bucket_elements=5, reduce_to_owners=not to_owners)
     assert (asked.bucket_for(parameters, ranks), asked.reduces_to_owners(parameters, ranks)) == (5, not to_owners)
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "device", "overlaps"),
+    [
+        ({}, World(), "cuda:0", False),  # nothing is reduced
+        ({}, NODES, "cpu", False),
+        ({}, NODES, "cuda:0", True),
+        ({}, NODE, "cuda:0", False),
+        ({"zero_stage": 3}, NODE, "cuda:0", True),
+        ({"overlap_reduction": True}, NODE, "cuda:0", True),
+        ({"overlap_reduction": False}, NODES, "cuda:0", False),
+    ],
+)
+def test_gradients_are_reduced_beside_backward_where_a_network_is_between(
+    settings: dict[str, object], world: World, device: str, overlaps: bool
+) -> None:
+    assert engine_module._overlaps(EngineConfig(**settings), world, device) is overlaps  # type: ignore[arg-type]

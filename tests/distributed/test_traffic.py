@@ -29,4 +29,3 @@ def test_ranks_tell_each_other_what_is_planned(stage: int, micro_batch: int, ran
     assert set(found["counted"]) == set(found["planned"]) | {"all_reduce"}  # of scalars, where of nothing else
     for kind, num_bytes in found["counted"].items():
         assert 0 <= num_bytes - found["planned"].get(kind, 0) <= SCALARS, (kind, found)
-    assert len(set(found["seconds"])) == 1  # ranks that decide by it decide alike

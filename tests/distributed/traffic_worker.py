@@ -9,8 +9,6 @@ import json
 import sys
 from collections import Counter
 
-import torch.distributed as dist
-
 from dit_scale.bench.loop import Loop
 from dit_scale.config import EngineConfig
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
@@ -19,7 +17,6 @@ from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.planning.communication import collectives_of
 from dit_scale.planning.memory import TrainingSetup
-from dit_scale.zero.overlap import reduction_seconds
 
 LATENTS = LatentSpec(channels=4, size=8)
 IMAGES_A_RANK = 4
@@ -42,8 +39,6 @@ def main() -> None:
             loop.step()
         with Traffic() as traffic:
             loop.step()
-        seconds = [0.0] * world.world_size
-        dist.all_gather_object(seconds, reduction_seconds(1 << 30, "cpu"))
     accumulation = IMAGES_A_RANK // micro_batch
     setup = TrainingSetup(
         micro_batch, world.world_size, stage, 4, accumulation, reduce_to_owners=to_owners, on_gpu=False
@@ -54,7 +49,7 @@ def main() -> None:
         planned[collective.kind] += collective.num_bytes
     if world.is_rank_zero:
         counted = {kind: tally.num_bytes for kind, tally in traffic.tallies.items()}
-        print(json.dumps({"counted": counted, "planned": planned, "seconds": seconds}), flush=True)
+        print(json.dumps({"counted": counted, "planned": planned}), flush=True)
 
 
 if __name__ == "__main__":
