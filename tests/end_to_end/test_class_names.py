@@ -118,7 +118,7 @@ def test_a_run_has_a_label_for_each_class(trained: tuple[Path, str], shards: Pat
 
 
 def test_samples_of_every_label(trained: tuple[Path, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    draw = ["sample", str(trained[0]), "--num-sampling-steps", "1", "--num-samples", "4", "--batch-size", "4"]
+    draw = ["sample", str(trained[0]), "--num-sampling-steps", "1", "--num-samples", "4"]
     main([*draw, "--out", str(tmp_path / "all")])
     with (tmp_path / "all" / "labels.csv").open() as file:
         assert [(row["label"], row["class"]) for row in csv.DictReader(file)] == [*zip("0123", NAMES, strict=True)]
