@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dit_scale.bench.loop import CLASSES
-from dit_scale.bench.report import check_target, origin_of, show, show_table, write_report
+from dit_scale.bench.report import begin_report, show, show_table, write_report
 from dit_scale.config import EngineConfig
 from dit_scale.distributed.runtime import World, device_of, set_threads
 from dit_scale.latents import LatentSpec
@@ -21,8 +21,7 @@ def bench_attention(
     model_name: str, image_size: int, batch_size: int, engine: EngineConfig, json_file: Path | None
 ) -> None:
     """Time every kernel that runs here; print and write what each takes."""
-    check_target(json_file)
-    report = origin_of("attention", _PACKAGES)
+    report = begin_report("attention", _PACKAGES, json_file)
     device = torch.device(device_of(World()))
     report["threads"] = set_threads(World())
     with torch.device("meta"):

@@ -12,7 +12,7 @@ import torch
 
 from dit_scale.bench.loop import CLASSES, Loop
 from dit_scale.bench.measure import Spread
-from dit_scale.bench.report import check_target, origin_of, show, show_table, write_report
+from dit_scale.bench.report import begin_report, show, show_table, write_report
 from dit_scale.checkpoint import Description, Position, Retention, Saver
 from dit_scale.config import EngineConfig
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
@@ -67,8 +67,7 @@ class _SavingLoop(Loop):
 
 def bench_checkpoint(model_name: str, folder: Path | None, rounds: int, steps: int, json_file: Path | None) -> None:
     """Save a model's whole state in both ways, in turn, ``rounds`` times each; print and write what it took."""
-    check_target(json_file)
-    report = origin_of("checkpoint", _PACKAGES)
+    report = begin_report("checkpoint", _PACKAGES, json_file)
     device = device_of(World())
     set_threads(World())
     with process_group(World(), device), _place(folder) as place:

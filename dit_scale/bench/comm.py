@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from dit_scale.bench.loop import Loop
 from dit_scale.bench.measure import Spread
-from dit_scale.bench.report import check_target, origin_of, show, show_table, write_report
+from dit_scale.bench.report import begin_report, show, show_table, write_report
 from dit_scale.bench.step import random_model
 from dit_scale.config import EngineConfig
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
@@ -35,11 +35,10 @@ def bench_comm(
     json_file: Path | None,
 ) -> None:
     """Count a step's collectives on all ranks and time all-reduces of several sizes (collective)."""
-    check_target(json_file)
     world = World.from_environment()
     device = device_of(world)
     set_threads(world, engine.threads_per_rank)
-    report = origin_of("comm", _PACKAGES)
+    report = begin_report("comm", _PACKAGES, json_file)
     latents = LatentSpec(4, image_size // 8)
     with process_group(world, device):
         model = random_model(model_name, latents)

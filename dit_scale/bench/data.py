@@ -11,7 +11,7 @@ from xxhash import xxh3_64_intdigest
 
 from dit_scale.bench.measure import Cost, Spread, in_rounds, one_thread
 from dit_scale.bench.readers import BATCH_SIZE, Batches, OwnReader, Reader, StreamingReader, WebDatasetReader
-from dit_scale.bench.report import check_target, origin_of, show, show_table, write_report
+from dit_scale.bench.report import begin_report, show, show_table, write_report
 from dit_scale.bench.shards import link_first, write_synthetic
 from dit_scale.data.manifest import Manifest
 from dit_scale.data.mds import to_mds
@@ -25,8 +25,7 @@ def bench_data(
     shards: Path | None, num_records: int, mirrors: int, rounds: int, json_path: Path | None
 ) -> dict[str, Any]:
     """Measure the readers on a folder's first shards, or on synthetic ones; print, write and return the figures."""
-    check_target(json_path)
-    origin = origin_of("data", _PACKAGES)
+    origin = begin_report("data", _PACKAGES, json_path)
     with tempfile.TemporaryDirectory(prefix="dit-scale-bench-") as temporary, one_thread():
         folder, mds = Path(temporary) / "shards", Path(temporary) / "mds"
         manifest = link_first(shards, folder, num_records) if shards else write_synthetic(folder, num_records, mirrors)

@@ -11,7 +11,7 @@ from typing import Any
 from dit_scale.autoencoder import Autoencoder, load_autoencoder
 from dit_scale.bench.images import write_images
 from dit_scale.bench.measure import Cost, Spread, in_rounds, one_thread
-from dit_scale.bench.report import check_target, origin_of, show, show_table, write_report
+from dit_scale.bench.report import begin_report, show, show_table, write_report
 from dit_scale.config import EncodeConfig, load_config, resolved
 from dit_scale.data.shards import Record, shard_name, write_shard
 from dit_scale.distributed.runtime import World, device_of
@@ -36,8 +36,7 @@ def bench_encode(settings: list[str], num_images: int, rounds: int, json_path: P
 
     Where no autoencoder is configured, a small convolutional one and the PCA codec are measured, in one process.
     """
-    check_target(json_path)
-    origin = origin_of("encode", _PACKAGES)
+    origin = begin_report("encode", _PACKAGES, json_path)
     with tempfile.TemporaryDirectory(prefix="dit-scale-bench-") as temporary, one_thread():
         folder = Path(temporary)
         configs = _configs(settings, folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dit_scale.bench.loop import Loop
 from dit_scale.bench.measure import Spread, in_rounds
-from dit_scale.bench.report import check_target, origin_of, show, show_table, write_report
+from dit_scale.bench.report import begin_report, show, show_table, write_report
 from dit_scale.bench.shards import write_synthetic
 from dit_scale.bench.step import random_model
 from dit_scale.config import Config, DataConfig, EngineConfig, TrainSection
@@ -23,8 +23,7 @@ def bench_feed(
     model_name: str, batch_size: int, engine: EngineConfig, steps: int, rounds: int, json_file: Path | None
 ) -> None:
     """Take ``steps`` steps of each kind in turn, ``rounds`` times; print and write what they took."""
-    check_target(json_file)
-    report = origin_of("feed", _PACKAGES)
+    report = begin_report("feed", _PACKAGES, json_file)
     world, device = World(), device_of(World())
     report["threads"] = set_threads(world)
     if device == "cpu":

@@ -18,8 +18,13 @@ _FILE_WIDTH = 160
 """Of tables that no terminal shows."""
 
 
-def origin_of(benchmark: str, packages: tuple[str, ...]) -> dict[str, Any]:
-    """Return where figures that are about to be taken come from; ``packages`` are those they depend on."""
+def begin_report(benchmark: str, packages: tuple[str, ...], path: Path | None) -> dict[str, Any]:
+    """Return where figures that are about to be taken come from; ``packages`` are those they depend on.
+
+    Raises InputError where the report could not be written to ``path``.
+    """
+    if path:
+        make_writable_folder(path.absolute().parent, "the folder of the report")
     return {
         "benchmark": benchmark,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -47,12 +52,6 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     print(title)
     console = Console()
     (console if console.is_terminal else Console(width=_FILE_WIDTH)).print(table)
-
-
-def check_target(path: Path | None) -> None:
-    """Raise InputError, before anything is measured, where a report could not be written."""
-    if path:
-        make_writable_folder(path.absolute().parent, "the folder of the report")
 
 
 def write_report(report: dict[str, Any], path: Path | None) -> None:

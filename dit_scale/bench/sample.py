@@ -13,7 +13,7 @@ from dit_scale import draws
 from dit_scale.bench.loop import CLASSES
 from dit_scale.bench.measure import Spread, in_rounds
 from dit_scale.bench.peer import Peer, check_layout
-from dit_scale.bench.report import check_target, origin_of, show, show_table, write_report
+from dit_scale.bench.report import begin_report, show, show_table, write_report
 from dit_scale.bench.step import OURS, random_model
 from dit_scale.config import EngineConfig, SamplingConfig
 from dit_scale.diffusion import build_objective
@@ -40,10 +40,9 @@ def bench_sample(
     json_file: Path | None,
 ) -> None:
     """Draw latents with each in turn, ``rounds`` times; print and write what it took."""
-    check_target(json_file)
     for path in peers:
         check_layout(path)
-    report = origin_of("sample", _PACKAGES)
+    report = begin_report("sample", _PACKAGES, json_file)
     world, device = World(), device_of(World())
     report["threads"] = set_threads(world)
     latents = LatentSpec(4, image_size // 8)

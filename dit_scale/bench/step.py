@@ -13,7 +13,7 @@ from dit_scale.bench.contender import Trained, compare, contend
 from dit_scale.bench.loop import CLASSES, Loop, PlainLoop
 from dit_scale.bench.measure import Spread
 from dit_scale.bench.peer import Peer, PeerLoop, check_layout
-from dit_scale.bench.report import check_target, origin_of, show, show_table, write_report
+from dit_scale.bench.report import begin_report, show, show_table, write_report
 from dit_scale.config import EngineConfig
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
 from dit_scale.latents import LatentSpec
@@ -47,10 +47,9 @@ def bench_step(
     json_file: Path | None,
 ) -> None:
     """Take steps of each in turn, ``rounds`` times; print and write what they took, in parts and in all."""
-    check_target(json_file)
     for path in peers:
         check_layout(path)
-    report = origin_of("step", _PACKAGES)
+    report = begin_report("step", _PACKAGES, json_file)
     world, device = World(), device_of(World())
     report["threads"] = set_threads(world)
     latents = LatentSpec(4, image_size // 8)

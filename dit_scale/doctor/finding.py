@@ -33,7 +33,7 @@ _COLOURS = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red"
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's result: its figure, and the way out where it is not a pass."""
+    """One check's result: its figure, and the fix where it is not a pass."""
 
     name: str
     status: Status
@@ -55,7 +55,7 @@ def guarded(name: str, check: Callable[..., Finding], *arguments: Any) -> Findin
 
 
 def failed_with(name: str, error: Exception) -> Finding:
-    """Return a failure from an error whose sentence ends with the way out."""
+    """Return a failure from an error whose sentence ends with the fix."""
     figure, _, way_out = str(error).rpartition("; ")
     return Finding(name, Status.FAIL, figure or way_out, way_out if figure else "")
 
@@ -77,7 +77,7 @@ def show(findings: Sequence[Finding], title: str) -> None:
     """Print the table and a line that sums it up."""
     console = Console()
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("check", "", "found", "way out"):
+    for column in ("check", "", "found", "fix"):
         table.add_column(column, overflow="fold")
     for finding in findings:
         word = f"[{_COLOURS[finding.status]}]{finding.status.word}[/]"

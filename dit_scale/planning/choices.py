@@ -112,7 +112,7 @@ def smaller_choices(config: Config, model: DiT, setup: TrainingSetup, limit_byte
 
 
 def in_words(choices: list[Choice], limit_bytes: float = math.inf) -> str:
-    """Return what each choice would need, for a way out."""
+    """Return what each choice would need, as a fix."""
     if not choices:
         return "a smaller model, or a device with more memory"
     words = ", or ".join(f"{choice.setting} ({gigabytes(choice.estimate.peak)})" for choice in choices)

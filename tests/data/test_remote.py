@@ -146,12 +146,13 @@ def test_requested_files_come_without_being_read(opened: Callable[..., RemoteSto
 
 
 def test_a_request_never_blocks_and_a_failed_one_is_made_good(
-    server: S3Server, opened: Callable[..., RemoteStorage]
+    server: S3Server, opened: Callable[..., RemoteStorage], cache: Path
 ) -> None:
     storage = opened()
     server.stall()
     try:
-        storage.request([*FILES, File("missing.tar", 5)])  # a call that waits for the server waits for this thread
+        storage.request([*FILES, File("missing.tar", 5)])
+        assert not _copies(cache)  # the server is silent still: the call did not wait for it
     finally:
         server.go_on()
     with pytest.raises(InputError, match=r"shard 's3://latents/a/missing.tar' is missing"):
