@@ -2,18 +2,21 @@
 
 from dataclasses import asdict
 
-from dit_scale.config import DiffusionConfig, ModelConfig
+from dit_scale.config import Config, DiffusionConfig
 from dit_scale.diffusion import Objective, build_objective
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, build_model
 
 
-def model_of(config: ModelConfig, latents: LatentSpec, num_classes: int, kernels: str = "auto") -> DiT:
-    """Build the model for latents of this shape and so many classes, with its initial weights.
+def model_of(
+    config: Config, latents: LatentSpec, num_classes: int, kernels: str = "auto", *, in_training: bool = False
+) -> DiT:
+    """Build the network of a configuration for latents of this shape and so many classes, with its initial weights.
 
-    ``kernels`` is as ``engine.kernels``.
+    ``kernels`` is as ``engine.kernels``. ``in_training`` adds what is trained beside it and neither samples nor is
+    exported.
     """
-    settings = asdict(config) | {"in_channels": latents.channels}
+    settings = asdict(config.model) | {"in_channels": latents.channels}
     model = build_model(**settings, latent_size=latents.size, num_classes=num_classes)
     if kernels == "off":
         model.turn_off_kernels()

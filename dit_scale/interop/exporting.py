@@ -78,7 +78,7 @@ def _read(path: Path, kind: str) -> _Exported:
     data = checkpoint.description.data
     latents = LatentSpec.from_json(data["latent"])
     with torch.device("meta"):
-        model = model_of(config.model, latents, len(data["class_names"]))
+        model = model_of(config, latents, len(data["class_names"]))
     found = weights_of(checkpoint, kind)
     if said := youth_of(checkpoint, kind):
         log.warning("%s; --weights master exports the trained weights", said)

@@ -74,13 +74,13 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
         class_names, has_null = _classes(architecture, said.class_names, str(source))
         model = _model_config(architecture, said.num_heads, has_null, str(source))
         autoencoder, identity, latents = _autoencoder(architecture, said)
-        _check_weights(weights, model, latents, len(class_names), str(source))
         config = Config(
             run_dir=str(out),
             model=model,
             diffusion=DiffusionConfig(name=objective, **asdict(noise)),  # type: ignore[arg-type]
             data=DataConfig(path=None),
         )
+        _check_weights(weights, config, latents, len(class_names), str(source))
         if autoencoder is not None:
             (folder / AUTOENCODER_FOLDER).mkdir()
             save_autoencoder(autoencoder, folder / AUTOENCODER_FOLDER)
@@ -223,11 +223,11 @@ def _autoencoder(architecture: Architecture, said: Unsaid) -> tuple[Autoencoder 
 
 
 def _check_weights(
-    weights: Mapping[str, Tensor], model: ModelConfig, latents: LatentSpec, num_classes: int, origin: str
+    weights: Mapping[str, Tensor], config: Config, latents: LatentSpec, num_classes: int, origin: str
 ) -> None:
     """Raise InputError where the weights are not those of the model that they were taken for."""
     with torch.device("meta"):
-        expected = model_of(model, latents, num_classes)
+        expected = model_of(config, latents, num_classes)
     fix = "give a published DiT or SiT checkpoint"
     check_names_and_shapes(weights, expected.state_dict(), origin, fix)
     check_finite(weights, origin, fix)

@@ -55,7 +55,7 @@ def outline(config: Config) -> DiT:
 def model_on_meta(config: Config, latents: LatentSpec, num_classes: int) -> DiT:
     """Return the configured model on the meta device: shapes without memory."""
     with torch.device("meta"):
-        return model_of(config.model, latents, num_classes)
+        return model_of(config, latents, num_classes, in_training=True)
 
 
 def setup_of(config: Config, model: DiT, world_size: int, on_gpu: bool, gpus_per_node: int = 8) -> TrainingSetup:

@@ -12,7 +12,7 @@ from dit_scale.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from dit_scale.checkpoint import Checkpoint, weights_of
 from dit_scale.checkpoint.post_hoc import weights_digest
 from dit_scale.classes import ClassNames
-from dit_scale.config import Config, ModelConfig, config_from
+from dit_scale.config import Config, config_from
 from dit_scale.diffusion import Objective
 from dit_scale.diffusion.solvers import OnStep
 from dit_scale.draws import Stream
@@ -32,7 +32,7 @@ AUTOENCODER_FOLDER = "autoencoder"
 class Sampler:
     """A model, its objective and its decoder, on one device; image ``i`` depends on (seed, i) and its label alone."""
 
-    config: ModelConfig
+    config: Config
     objective: Objective
     latents: LatentSpec
     class_names: ClassNames
@@ -59,9 +59,9 @@ class Sampler:
         """Return all but the weights, which is enough to check settings."""
         objective = objective_of(config.diffusion, config.model.learn_sigma)
         with torch.device("meta"):
-            model = model_of(config.model, latents, len(class_names))
+            model = model_of(config, latents, len(class_names))
         choices = model.condition.choices(class_names)
-        return cls(config.model, objective, latents, choices, autoencoder, device, model, kernels)
+        return cls(config, objective, latents, choices, autoencoder, device, model, kernels)
 
     def with_weights(
         self, weights: Mapping[str, Tensor], source: str, origin: dict[str, object], precision: str = "fp32"

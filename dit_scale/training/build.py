@@ -115,7 +115,7 @@ def _new_model(config: Config, dataset: LatentDataset, is_new_run: bool) -> DiT:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         classes = len(dataset.class_names)
-        model = model_of(config.model, dataset.manifest.latents, classes, config.engine.kernels)
+        model = model_of(config, dataset.manifest.latents, classes, config.engine.kernels, in_training=True)
     if is_new_run and config.init_from is not None:
         load_initial(model, config.init_from)
     return model

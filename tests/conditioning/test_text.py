@@ -46,6 +46,7 @@ class Text(Condition):
 
 
 MODEL = ModelConfig("custom", 2, 16, 2, 2, condition="text", label_dropout=0.25)
+CONFIG = Config(run_dir="r", data=DataConfig(path="d"), model=MODEL)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def test_a_text_is_read_dropped_embedded_and_guides(container: str, tmp_path: Pa
         to_mds(tmp_path / "tar", tmp_path / "mds")
     dataset = open_dataset(DataConfig(path=str(tmp_path / container)), MODEL.condition)
     torch.manual_seed(0)
-    model = model_of(MODEL, LATENTS, len(dataset.class_names))
+    model = model_of(CONFIG, LATENTS, len(dataset.class_names))
     fill(model, std=0.2)
     loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, MODEL.label_dropout, model.condition)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -99,11 +100,10 @@ class NamedText(Text):
 def test_texts_with_names_are_sampled_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CONDITIONS, "text", NamedText)
     torch.manual_seed(0)
-    model = model_of(MODEL, LATENTS, 3)
+    model = model_of(CONFIG, LATENTS, 3)
     fill(model, std=0.2)
     codec = PCACodec.fit([torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)], 4, 4)
-    config = Config(run_dir="r", data=DataConfig(path="d"), model=MODEL)
-    sampler = Sampler.of(config, LATENTS, ClassNames("abc"), codec, "cpu", "auto")
+    sampler = Sampler.of(CONFIG, LATENTS, ClassNames("abc"), codec, "cpu", "auto")
     sampler = sampler.with_weights(model.state_dict(), "these", {})
     labels = sampler.labels_of(sampler.class_names.asked_for(["high", "low"]), 3)
     assert labels == [1, 0, 1]

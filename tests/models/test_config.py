@@ -64,7 +64,7 @@ def test_an_unknown_keyword_is_an_error() -> None:
 def test_a_checkpoint_that_names_a_retired_kernel_is_read(tmp_path: Path, retired: str, same: str) -> None:
     settings = {"run_dir": "r", "data": {"path": "d"}, "model": {"name": "DiT-S/8", "depth": 1, "attention": retired}}
     stored = config_from(Config, settings)
-    assert model_of(stored.model, LatentSpec(4, 8), 3).attention == same
+    assert model_of(stored, LatentSpec(4, 8), 3).attention == same
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(settings))
     assert load_config(Config, path) == stored
