@@ -52,15 +52,17 @@ def products_of(config: NetworkConfig) -> Products:
 
 
 @cache
-def kept_of(config: NetworkConfig, bytes_per_number: int, on_gpu: bool) -> Kept:
-    """Return what autograd keeps of operations one by one: with a GPU's kernels, or with PyTorch's alone.
+def kept_of(config: NetworkConfig, bytes_per_number: int, on_gpu: bool, has_kernels: bool = True) -> Kept:
+    """Return what autograd keeps of operations one by one: with a GPU's kernels, a CPU's, or with none.
 
     Without Triton a GPU has none of our kernels, and so are the figures of a machine without Triton.
     """
-    if on_gpu and kernels_of_a_gpu() is None:
+    if on_gpu and has_kernels and kernels_of_a_gpu() is None:
         log.warning("Triton is not installed: activations are counted without our kernels, which keep 15% less")
     dtype = {2: torch.bfloat16, 4: torch.float32}[bytes_per_number]
-    one, two = (_kept(_on_meta(config, depth, dtype, on_gpu)) for depth in (1, 2))
+    if config.attention == "auto" and has_kernels:  # on a CPU, too, which has none of ours but PyTorch's own
+        config = replace(config, attention="sdpa")
+    one, two = (_kept(_on_meta(config, depth, dtype, on_gpu and has_kernels)) for depth in (1, 2))
     block = sum(two) - sum(one)
     return Kept(block, sum(one) - block, sum(sorted(one)[-2:]))
 
@@ -73,9 +75,9 @@ def _on_meta(config: NetworkConfig, depth: int, dtype: torch.dtype, has_kernels:
     return model
 
 
-def _output(model: DiT) -> Tensor:
-    latent = torch.empty(1, model.in_channels, model.latent_size, model.latent_size, device="meta")
-    timestep, condition = torch.empty(1, device="meta"), model.condition.empty(1, "meta")
+def _output(model: DiT, images: int = 1) -> Tensor:
+    latent = torch.empty(images, model.in_channels, model.latent_size, model.latent_size, device="meta")
+    timestep, condition = torch.empty(images, device="meta"), model.condition.empty(images, "meta")
     return model(latent.to(model.pos_embed.dtype), timestep, condition)
 
 
@@ -92,7 +94,10 @@ def _products(model: DiT) -> Products:
 
 
 def _kept(model: DiT) -> list[int]:
-    """Return the bytes of each tensor that is kept, the weights apart."""
+    """Return the bytes of each tensor that is kept of an image, the weights apart.
+
+    Of two images: of one alone some are views of others.
+    """
     weights = [parameter.untyped_storage() for parameter in model.parameters()]
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -102,9 +107,9 @@ def _kept(model: DiT) -> list[int]:
         return tensor
 
     with _OneKernel(), saved_tensors_hooks(note, lambda tensor: tensor):
-        _output(model)
+        _output(model, images=2)
     known = set(map(id, weights))
-    return [storage.nbytes() for place, storage in kept.items() if place not in known]
+    return [storage.nbytes() // 2 for place, storage in kept.items() if place not in known]
 
 
 class _OneKernel(TorchFunctionMode):

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from dit_scale.config import EngineConfig
+from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective, total
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, build_model
+from dit_scale.optim import block_matrices, groups_of
+from dit_scale.parameters import num_trained, trained
 from dit_scale.planning.measuring import kept_of
-from dit_scale.planning.memory import TrainingSetup, estimate_memory
+from dit_scale.planning.memory import TrainingSetup, checkpoint_bytes, estimate_memory
 from dit_scale.training.loss import LossFunction
 from dit_scale.zero.engine import wrap_blocks
 from tests.networks import kept_bytes
@@ -33,20 +35,36 @@ def bytes_kept_of_a_loss(model: DiT, images: int, dtype: torch.dtype) -> int:
     )
 
 
+OFF = EngineConfig(kernels="off")
+
+
 @pytest.mark.parametrize(
-    ("name", "dtype", "every"),
+    ("name", "dtype", "engine", "attention"),
     [
-        ("DiT-S/2", torch.float32, 0),
-        ("DiT-S/2", torch.float32, 1),
-        ("DiT-S/2", torch.bfloat16, 0),
-        ("DiT-S/4", torch.float32, 5),
+        ("DiT-S/2", torch.float32, EngineConfig(), "auto"),
+        ("DiT-S/2", torch.float32, EngineConfig(checkpoint_every_blocks=1), "auto"),
+        ("DiT-S/2", torch.bfloat16, EngineConfig(), "auto"),
+        ("DiT-S/4", torch.float32, EngineConfig(checkpoint_every_blocks=5), "auto"),
+        # The weights of all pairs of tokens, in fp32 and once more as they meet the values.
+        ("DiT-S/2", torch.float32, EngineConfig(), "matmul"),
+        ("DiT-S/2", torch.bfloat16, EngineConfig(), "matmul"),
+        ("DiT-S/2", torch.float32, OFF, "auto"),
+        ("DiT-S/2", torch.bfloat16, OFF, "sdpa"),
     ],
 )
-def test_activations_are_what_autograd_keeps(name: str, dtype: torch.dtype, every: int) -> None:
+def test_activations_are_what_autograd_keeps(
+    name: str, dtype: torch.dtype, engine: EngineConfig, attention: str
+) -> None:
     images = 2
-    model = build_model(name, depth=6, latent_size=32, num_classes=NUM_CLASSES).to(dtype)
-    wrap_blocks(model, EngineConfig(checkpoint_every_blocks=every))
-    setup = TrainingSetup(images, bytes_per_number=dtype.itemsize, checkpoint_every_blocks=every, on_gpu=False)
+    model = build_model(name, depth=6, latent_size=32, num_classes=NUM_CLASSES, attention=attention).to(dtype)
+    wrap_blocks(model, engine)
+    setup = TrainingSetup(
+        images,
+        bytes_per_number=dtype.itemsize,
+        checkpoint_every_blocks=engine.checkpoint_every_blocks,
+        has_kernels=engine.kernels != "off",
+        on_gpu=False,
+    )
     assert estimate_memory(model, setup).activations == pytest.approx(
         bytes_kept_of_a_loss(model, images, dtype), rel=0.01
     )
@@ -80,6 +98,23 @@ def test_published_and_measured_figures_of_the_largest_model(xl: DiT) -> None:
     assert alone.peak == pytest.approx(85.09e9, rel=0.05)  # docs/performance.md
     recomputing = estimate_memory(xl, TrainingSetup(32, world_size=8, checkpoint_every_blocks=1))
     assert recomputing.activations / 32 == pytest.approx(17e6, rel=0.15)
+
+
+def test_an_optimizer_takes_what_it_keeps(xl: DiT) -> None:
+    adamw, muon = (TrainSection(optimizer=name) for name in ("adamw", "muon"))
+    of_adamw, of_muon = (
+        estimate_memory(xl, TrainingSetup(32, zero_stage=0, bytes_per_number=4, groups=groups_of(train)))
+        for train in (adamw, muon)
+    )
+    shapes = {name: parameter.shape for name, parameter in trained(xl).items()}
+    matrices = sum(shape.numel() for name, shape in shapes.items() if block_matrices(name, shape))
+    largest = max(shape.numel() for name, shape in shapes.items() if block_matrices(name, shape))
+    assert of_adamw.optimizer_state == 2 * 4 * num_trained(xl)
+    assert of_adamw.optimizer_state - of_muon.optimizer_state == 4 * matrices  # its momentum alone
+    assert of_adamw.update_workspace == 0
+    assert of_muon.update_workspace == 4 * (2 * matrices + largest)  # it does not know the guard's verdict
+    assert checkpoint_bytes(xl, groups_of(adamw)) == 16 * num_trained(xl)
+    assert checkpoint_bytes(xl, groups_of(muon), num_extra_emas=1) == 20 * num_trained(xl) - 4 * matrices
 
 
 def test_each_lever_takes_less(xl: DiT) -> None:

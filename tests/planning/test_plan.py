@@ -91,7 +91,7 @@ def test_a_plan_tells_memory_communication_time_and_cost(tmp_path: Path, capsys:
     )
     (plan,) = report["plans"]
     assert report["parameters"] == 675_129_632
-    states = sum(plan["memory"][part] for part in ("parameters", "master", "adam_moments", "ema"))
+    states = sum(plan["memory"][part] for part in ("parameters", "master", "optimizer_state", "ema"))
     assert states == pytest.approx((2 + 16 / 8) * 675e6, rel=0.01)  # bf16 whole; the rest over eight ranks
     sent = {collective["kind"]: collective["num_bytes"] for collective in plan["collectives"]}
     assert sent["reduce"] == 2 * 674_834_720  # bf16 gradients of all that is trained
@@ -115,6 +115,35 @@ def test_the_optimizer_is_offloaded_only_where_nothing_else_fits() -> None:
     found = search(config, model, Cluster(GPUS["h100"], 1))
     assert found
     assert all(plan.config.engine.offload_optimizer for plan in found)
+
+
+def test_a_plan_follows_the_optimizer_and_the_kernels(tmp_path: Path) -> None:
+    where = ("dit-s-2-256", "--gpus", "8", "--image-size", "256", "train.micro_batch_size_per_gpu=4")
+    whole = ("engine.zero_stage=0", "engine.precision=fp32")
+    changes = ([], ["train.optimizer=muon"], ["engine.kernels=off"], ["model.attention=matmul"])
+    plans = [planned(tmp_path, *where, *whole, *change)["plans"][0] for change in changes]
+    usual, muon, off, matmul = (plan["memory"] for plan in plans)
+    assert muon["optimizer_state"] < 0.7 * usual["optimizer_state"]
+    assert muon["update_workspace"] > 0
+    pairs = 4 * 4 * 12 * 6 * 256**2  # images, bytes, blocks, heads, tokens by tokens
+    for more in (off, matmul):
+        assert more["activations"] - usual["activations"] > 0.9 * pairs
+    saves = [plan["prediction"]["save_seconds"] for plan in plans]
+    assert saves[1] < saves[0]
+
+
+def test_a_search_tries_no_stage_that_training_refuses() -> None:
+    settings = ["run_dir=x", "data.path=x", "train.global_batch_size=64"]
+    found = {}
+    for name, change in (
+        ("bf16", ["engine.precision=bf16"]),
+        ("fp32", ["engine.precision=fp32"]),
+        ("muon", ["engine.precision=fp32", "engine.zero_stage=0", "train.optimizer=muon"]),
+    ):
+        config = load_config(Config, "dit-s-2-256", [*settings, *change])
+        plans = search(config, model_on_meta(config, LatentSpec(4, 32), 1000), Cluster(GPUS["h100"], 8))
+        found[name] = {plan.config.engine.zero_stage for plan in plans}
+    assert found == {"bf16": {1, 2, 3}, "fp32": {0, 1, 2, 3}, "muon": {0}}
 
 
 def test_scaling_stops_where_a_gpu_has_no_image_left() -> None:
