@@ -141,6 +141,14 @@ def _breaks(condition: When, value: Any) -> bool:
     return not condition.holds(SimpleNamespace(**{condition.name: value}))
 
 
+def test_a_comment_that_names_the_program_makes_no_resolved_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for comment in ("dit_scale settings of mine", "dit_scale: my run", "dit_scale 2 nodes", "dit_scale"):
+        path.write_text(f"# {comment}\ndiffusion: {{name: flow, prediction: epsilon}}\n")
+        with pytest.raises(InputError, match=r"diffusion\.prediction=epsilon has no effect"):
+            load_config(Config, path, NEEDED)
+
+
 def test_a_resolved_file_may_be_changed_by_one_choice(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(load_config(Config, None, [*NEEDED, "diffusion.prediction=v"])))
