@@ -103,7 +103,7 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
     periodic = PeriodicTasks(config, dataset, learner.loss_function, world, device, phases, conveniences)
     _write_down(config, dataset, world, device, conveniences)
     metrics = StepMetrics(learner.plan, rank_times, flops_per_image, peak and peak * world.world_size)
-    with RunLog(config, world, start.step, conveniences) as log, closing(saving), closing(dataset):
+    with RunLog(config, world, start.step, conveniences) as log, closing(saving), closing(bad_steps), closing(dataset):
         yield Run(
             *(config, world, phases, dataset, data, learner, start),
             *(spikes, bad_steps, metrics, saving, time_limit, periodic, log),
