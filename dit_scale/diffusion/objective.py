@@ -29,7 +29,7 @@ class Objective(Protocol):
     def times_from_uniform(self, uniform: Tensor) -> Tensor:
         """Map draws from [0, 1) to training times: integer timesteps, or t in [0, 1].
 
-        Both are [N], or [N, k] where there are several times an image.
+        Draws are float64 (``draws.uniform``). Both are [N], or [N, k] where there are several times an image.
         """
 
     def noise_levels(self, network_time: Tensor) -> Tensor:
