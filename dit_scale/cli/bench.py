@@ -174,6 +174,7 @@ def _add_bench_options(command: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def _bench_step(options: argparse.Namespace) -> None:
+    from dit_scale.bench.peer import Peers
     from dit_scale.bench.step import bench_step
     from dit_scale.config import EngineConfig
 
@@ -193,8 +194,7 @@ def _bench_step(options: argparse.Namespace) -> None:
         options.image_size,
         options.batch_size,
         engine,
-        options.peer_path,
-        options.peer_precision,
+        Peers(options.peer_path, options.peer_precision),
         options.without_deepspeed,
         options.rounds,
         options.json,
@@ -202,6 +202,7 @@ def _bench_step(options: argparse.Namespace) -> None:
 
 
 def _bench_sample(options: argparse.Namespace) -> None:
+    from dit_scale.bench.peer import Peers
     from dit_scale.bench.sample import bench_sample
     from dit_scale.config import EngineConfig
 
@@ -211,8 +212,7 @@ def _bench_sample(options: argparse.Namespace) -> None:
         options.batch_size,
         options.num_sampling_steps,
         EngineConfig(precision=options.precision, compile=options.compile, kernels=options.kernels),
-        options.peer_path,
-        options.peer_precision,
+        Peers(options.peer_path, options.peer_precision),
         options.rounds,
         options.json,
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Literal
 
 from dit_scale.config import Config, unused_names
 from dit_scale.models import DiT
@@ -60,7 +61,8 @@ def search(config: Config, model: DiT, cluster: Cluster) -> list[Plan]:
 def _choices(config: Config, cluster: Cluster, offload: bool) -> Iterator[Config]:
     """Yield the configuration with other stages, micro batches and checkpointing, less what `train` would refuse."""
     images = plan_batches(config.train, cluster.num_gpus).batch_size_per_rank
-    for stage, every in product((0, 1, 2, 3), (0, 4, 2, 1)):
+    stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
+    for stage, every in product(stages, (0, 4, 2, 1)):
         engine = replace(config.engine, zero_stage=stage, checkpoint_every_blocks=every, offload_optimizer=offload)
         if not is_allowed(engine, config.train) or (offload and "offload_optimizer" in unused_names(engine)):
             continue
