@@ -424,6 +424,6 @@ def test_an_end_waits_for_no_decoder_that_hangs_in_storage(tmp_path: Path) -> No
 
     thread = threading.Thread(target=encode_it, daemon=True)
     thread.start()
-    thread.join(120.0)
+    thread.join(600.0)
     assert not thread.is_alive(), "it waits for the decoder"
     assert "max_rejected" in said[0]
