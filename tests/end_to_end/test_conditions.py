@@ -27,7 +27,7 @@ def test_an_unconditional_model_trains_and_samples(shards: Path, tmp_path: Path)
     assert "needs a null label, and this model was built with label_dropout 0 or without a condition" in refused.stderr
     weights, again = tmp_path / "weights.safetensors", tmp_path / "again.safetensors"
     run(["export", run_dir, "--to", "safetensors", "--out", weights])
-    how = ["--num-heads", 2, "--autoencoder", run_dir / "autoencoder"]
+    how = ["--num-heads", 2, "--objective", "flow", "--autoencoder", run_dir / "autoencoder"]
     run(["import", weights, *how, "--out", tmp_path / "imported"])
     run(["export", tmp_path / "imported", "--to", "safetensors", "--out", again])
     assert again.read_bytes() == weights.read_bytes()
