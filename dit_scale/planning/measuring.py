@@ -75,8 +75,8 @@ def _on_meta(config: NetworkConfig, depth: int, dtype: torch.dtype, has_kernels:
 
 def _output(model: DiT) -> Tensor:
     latent = torch.empty(1, model.in_channels, model.latent_size, model.latent_size, device="meta")
-    timestep, condition = torch.empty(1, device="meta"), model.condition.empty(1, "meta")
-    return model(latent.to(model.pos_embed.dtype), timestep, condition)
+    times = torch.empty((1, model.num_times) if model.num_times > 1 else (1,), device="meta")
+    return model(latent.to(model.pos_embed.dtype), times, model.condition.empty(1, "meta"))
 
 
 def _products(model: DiT) -> Products:
