@@ -18,6 +18,7 @@ from dit_scale.models.embeddings import PatchEmbedding, TimestepEmbedding, sinco
 from dit_scale.models.linear import use_fp8
 from dit_scale.models.operators import Fused
 
+
 class DiT(nn.Module):
     """A Diffusion Transformer under the published parameter names; keywords are the fields of ``NetworkConfig``.
 
@@ -35,7 +36,8 @@ class DiT(nn.Module):
         self.latent_size, self.patch_size, self.in_channels = config.latent_size, config.patch_size, config.in_channels
         self.hidden_size, self.depth, self.num_heads = config.hidden_size, config.depth, config.num_heads
         self.mlp_ratio, self.num_classes = config.mlp_ratio, config.num_classes
-        self.label_dropout, self.learn_sigma, self.num_times = config.label_dropout, config.learn_sigma, config.num_times
+        self.label_dropout, self.learn_sigma = config.label_dropout, config.learn_sigma
+        self.num_times = config.num_times
         self.out_channels = 2 * self.in_channels if self.learn_sigma else self.in_channels
         self.grid_side = self.latent_size // self.patch_size
 
