@@ -71,7 +71,7 @@ def test_a_network_is_told_each_of_several_times() -> None:
     ours, theirs = dict(one.named_parameters()), dict(two.named_parameters())
     further = [name for name in theirs if name not in ours]
     assert len(further) == 4 and all(name.startswith("further_t_embedders.0.mlp.") for name in further)
-    assert theirs[further[0]].std() == pytest.approx(0.02, rel=0.1)
+    assert theirs[further[0]].std().item() == pytest.approx(0.02, rel=0.1)
     fill(two, std=0.2)
     latent, label = torch.randn(2, 4, 8, 8), torch.tensor([0, 1])
     times = torch.tensor([[0.9, 0.1], [0.8, 0.3]])
