@@ -13,10 +13,8 @@ from dit_scale.errors import InputError, nearest
 P = ParamSpec("P")
 T = TypeVar("T")
 
-FROM_DATA = ("latent_size", "num_classes", "in_channels")
-"""Fields that no preset and no configuration sets: latents and their classes do."""
-FROM_OBJECTIVE = ("num_times",)
-"""Nor these: the objective does."""
+FROM_DATA = ("latent_size", "num_classes", "in_channels", "num_times")
+"""Fields that no preset and no configuration sets: latents, their classes and, for the times, the objective do."""
 
 
 @dataclass(frozen=True, kw_only=True)
