@@ -16,7 +16,8 @@ def model_of(
     ``kernels`` is as ``engine.kernels``. ``in_training`` adds what is trained beside it and neither samples nor is
     exported.
     """
-    settings = asdict(config.model) | {"in_channels": latents.channels}
+    times = objective_of(config.diffusion, config.model.learn_sigma).num_times
+    settings = asdict(config.model) | {"in_channels": latents.channels, "num_times": times}
     model = build_model(**settings, latent_size=latents.size, num_classes=num_classes)
     if kernels == "off":
         model.turn_off_kernels()

@@ -39,16 +39,17 @@ def load_config(
 ) -> T:
     """Return ``schema`` filled from a YAML file and ``key.sub=value`` overrides, later ones winning.
 
-    ``is_stored`` says that this program wrote the file, in which what has no effect may stand. Raises InputError for a
-    missing file, an unknown key (naming the nearest), a value of the wrong type or out of range, a key that has no
-    effect with the others, or a mandatory key that nobody gave.
+    ``is_stored`` says that this program wrote the file, in which what has no effect may stand, as in a run folder's own
+    config.yaml: an older version may have taken it. Raises InputError for a missing file, an unknown key (naming the
+    nearest), a value of the wrong type or out of range, a key that has no effect with the others, or a mandatory key
+    that nobody gave.
     """
     parts: list[Any] = []
     given: dict[str, int] = {}
     if path is not None:
         text, part = _read_file(Path(path), schema)
         parts.append(part)
-        if not is_stored:
+        if not (is_stored or (_is_resolved(text) and _lies_in_a_run(Path(path)))):
             given = dict.fromkeys(changed(_filled(schema, parts)) if _is_resolved(text) else _keys(_plain(part)), _FILE)
     for override in overrides or []:
         if not is_override(override):
@@ -143,6 +144,10 @@ def _is_resolved(text: str) -> bool:
     """Return whether a file begins with this program's mark among its comments."""
     head = takewhile(lambda line: line.startswith("#"), text.splitlines())
     return any(map(_MARKS.fullmatch, head))
+
+
+def _lies_in_a_run(path: Path) -> bool:
+    return path.name == "config.yaml" and path.with_name("checkpoints").is_dir()
 
 
 def _read_file(path: Path, schema: type) -> tuple[str, Any]:

@@ -3,13 +3,18 @@
 ``DiT`` takes these fields as keywords; presets and the keys ``model.*`` of a configuration set them by the same names.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from inspect import Parameter, signature
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from dit_scale.errors import InputError, nearest
 
-FROM_DATA = ("latent_size", "num_classes", "in_channels")
-"""Fields that no preset and no configuration sets: latents and their classes do."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FROM_DATA = ("latent_size", "num_classes", "in_channels", "num_times")
+"""Fields that no preset and no configuration sets: latents, their classes and, for the times, the objective do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,8 @@ class NetworkConfig:
     """Attention heads, H."""
     mlp_ratio: float = 4.0
     """Width of the feed-forward layer over that of a token."""
+    num_times: int = 1
+    """How many times it is told of an image: 1, or 2 and more for objectives such as MeanFlow's."""
     condition: str = "label"
     """What it is told of an image, by its name in ``dit_scale.conditioning``."""
     label_dropout: float = 0.1
@@ -52,6 +59,8 @@ class NetworkConfig:
             raise InputError(
                 f"mlp_ratio {self.mlp_ratio:g} of hidden_size {self.hidden_size} is an MLP of width 0; give more"
             )
+        if self.num_times < 1:
+            raise InputError(f"num_times {self.num_times} is below 1; a network is told one time or more")
         for entry in fields(self):
             if get_origin(entry.type) is Literal:
                 check_choice(entry.name, getattr(self, entry.name))
@@ -87,3 +96,18 @@ def _check_sizes(latent_size: int, patch_size: int, hidden_size: int, num_heads:
         )
     if not 0 <= label_dropout < 1:
         raise InputError(f"label_dropout {label_dropout} is not in [0, 1); 0.1 is the published value")
+
+
+def keywords_of(
+    kind: Callable[P, Any],
+) -> Callable[[Callable[Concatenate[T, ...], None]], Callable[Concatenate[T, P], None]]:
+    """Have editors, type checkers and ``help()`` see the keywords of ``kind`` in an ``__init__(self, **settings)``."""
+
+    def seen(init: Callable[Concatenate[T, ...], None]) -> Callable[Concatenate[T, P], None]:
+        keywords = signature(kind)
+        itself = Parameter("self", Parameter.POSITIONAL_ONLY)
+        own = keywords.replace(parameters=[itself, *keywords.parameters.values()], return_annotation=None)
+        vars(init)["__signature__"] = own
+        return init
+
+    return seen

@@ -77,8 +77,8 @@ def _on_meta(config: NetworkConfig, depth: int, dtype: torch.dtype, has_kernels:
 
 def _output(model: DiT, images: int = 1) -> Tensor:
     latent = torch.empty(images, model.in_channels, model.latent_size, model.latent_size, device="meta")
-    timestep, condition = torch.empty(images, device="meta"), model.condition.empty(images, "meta")
-    return model(latent.to(model.pos_embed.dtype), timestep, condition)
+    times = torch.empty((images, model.num_times) if model.num_times > 1 else (images,), device="meta")
+    return model(latent.to(model.pos_embed.dtype), times, model.condition.empty(images, "meta"))
 
 
 def _products(model: DiT) -> Products:
