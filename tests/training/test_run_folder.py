@@ -37,5 +37,5 @@ def test_a_run_of_before_a_setting_was_there_goes_on_with_what_its_preset_says()
     saved = SimpleNamespace(config=before, data={"fingerprint": ""}, position=SimpleNamespace(step=0))
     checkpoint = cast(Checkpoint, SimpleNamespace(kinds=["master"], description=saved))
     check_resume(checkpoint, config, {"fingerprint": ""})
-    with pytest.raises(InputError, match="model.norm is 'rmsnorm' but the run began with 'layernorm'"):
+    with pytest.raises(InputError, match=r"model\.norm is 'rmsnorm' but the run began with 'layernorm'"):
         check_resume(checkpoint, load_config(Config, None, [*NEEDED, "model.name=DiT-S/8", "model.norm=rmsnorm"]), {})
