@@ -1,5 +1,7 @@
 """The estimate against what autograd really keeps; states are compared with real engines in tests/distributed."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,18 +35,28 @@ def bytes_kept_of_a_loss(model: DiT, images: int, dtype: torch.dtype) -> int:
     )
 
 
+NARROW = {"hidden_size": 192, "num_heads": 6, "patch_size": 2}
+HEAD = {"head_hidden_size": 320, "head_num_heads": 5, "head_depth": 3}
+
+
 @pytest.mark.parametrize(
-    ("name", "dtype", "every"),
+    ("name", "changes", "dtype", "every"),
     [
-        ("DiT-S/2", torch.float32, 0),
-        ("DiT-S/2", torch.float32, 1),
-        ("DiT-S/2", torch.bfloat16, 0),
-        ("DiT-S/4", torch.float32, 5),
+        ("DiT-S/2", {}, torch.float32, 0),
+        ("DiT-S/2", {}, torch.float32, 1),
+        ("DiT-S/2", {}, torch.bfloat16, 0),
+        ("DiT-S/4", {}, torch.float32, 5),
+        ("LightningDiT-B/1", NARROW, torch.bfloat16, 0),
+        ("DiT-DH-S", NARROW | HEAD, torch.float32, 0),
+        ("DiT-DH-S", NARROW | HEAD, torch.float32, 4),
     ],
 )
-def test_activations_are_what_autograd_keeps(name: str, dtype: torch.dtype, every: int) -> None:
+def test_activations_are_what_autograd_keeps(
+    name: str, changes: dict[str, Any], dtype: torch.dtype, every: int
+) -> None:
     images = 2
-    model = build_model(name, depth=6, latent_size=32, num_classes=NUM_CLASSES).to(dtype)
+    sizes = {"depth": 6, "latent_size": 32, "num_classes": NUM_CLASSES, "learn_sigma": True}
+    model = build_model(name, **sizes | changes).to(dtype)
     wrap_blocks(model, EngineConfig(checkpoint_every_blocks=every))
     setup = TrainingSetup(images, bytes_per_number=dtype.itemsize, checkpoint_every_blocks=every, on_gpu=False)
     assert estimate_memory(model, setup).activations == pytest.approx(
