@@ -194,12 +194,15 @@ def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
     """Return the bytes that autograd keeps, and the workspace of backward, for one micro batch."""
     every, number, images = setup.checkpoint_every_blocks, setup.bytes_per_number, setup.micro_batch_size
     kept = kept_of(model.config, number, setup.on_gpu, setup.has_kernels)
-    recomputed = len(range(0, model.depth, every)) if every else 0
-    tokens, latent = number * model.grid_side**2 * model.hidden_size, model.in_channels * model.latent_size**2
-    block = tokens + setup.activation_budget * (kept.block - tokens)
-    blocks = (model.depth - recomputed) * block + recomputed * tokens
+    latent = model.in_channels * model.latent_size**2
+    stacks = model.config.stacks
+    tokens = [number * model.grid_side**2 * stack.hidden_size for stack in stacks for _ in range(stack.depth)]
+    blocks = [
+        entering if every and index % every == 0 else entering + setup.activation_budget * (whole - entering)
+        for index, (entering, whole) in enumerate(zip(tokens, kept.blocks, strict=True))
+    ]
     outside = kept.rest + FP32_BYTES * _LOSS_LATENTS * latent
     # Gradients of the two widest activations, before and after the MLP's GELU, and of the tokens live at once.
-    gradients = kept.widest + tokens
-    is_recomputed = recomputed > 0 or setup.activation_budget < 1
-    return round(images * (blocks + outside)), images * (gradients + (kept.block if is_recomputed else 0))
+    gradients = kept.widest + max(tokens)
+    is_recomputed = every > 0 or setup.activation_budget < 1
+    return round(images * (sum(blocks) + outside)), images * (gradients + (max(kept.blocks) if is_recomputed else 0))

@@ -87,7 +87,7 @@ def predict(model: DiT, setup: TrainingSetup, cluster: Cluster, global_batch_siz
 def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, compiled: bool) -> StepTime:
     """Return the time of a step in which each rank sees so many images."""
     gpu, every = cluster.gpu, setup.checkpoint_every_blocks
-    recomputed = len(range(0, model.depth, every)) / model.depth if every else 0.0
+    recomputed = len(range(0, len(model.blocks), every)) / len(model.blocks) if every else 0.0
     tokens = min(images, setup.micro_batch_size) * model.grid_side**2
     share = MATMUL_SHARE * tokens / (tokens + HALF_RATE_TOKENS)
     rate = gpu.bf16_flops * share * (2 / setup.bytes_per_number)  # fp32 at half of it, as TF32 is

@@ -1,5 +1,7 @@
 """The estimate against what autograd really keeps; states are compared with real engines in tests/distributed."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,27 +38,37 @@ def bytes_kept_of_a_loss(model: DiT, images: int, dtype: torch.dtype) -> int:
 
 
 OFF = EngineConfig(kernels="off")
+NARROW = {"hidden_size": 192, "num_heads": 6, "patch_size": 2}
+HEAD = {"head_hidden_size": 320, "head_num_heads": 5, "head_depth": 3}
+
+
+def every(blocks: int) -> EngineConfig:
+    return EngineConfig(checkpoint_every_blocks=blocks)
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "engine", "attention"),
+    ("name", "changes", "dtype", "engine"),
     [
-        ("DiT-S/2", torch.float32, EngineConfig(), "auto"),
-        ("DiT-S/2", torch.float32, EngineConfig(checkpoint_every_blocks=1), "auto"),
-        ("DiT-S/2", torch.bfloat16, EngineConfig(), "auto"),
-        ("DiT-S/4", torch.float32, EngineConfig(checkpoint_every_blocks=5), "auto"),
+        ("DiT-S/2", {}, torch.float32, every(0)),
+        ("DiT-S/2", {}, torch.float32, every(1)),
+        ("DiT-S/2", {}, torch.bfloat16, every(0)),
+        ("DiT-S/4", {}, torch.float32, every(5)),
+        ("LightningDiT-B/1", NARROW, torch.bfloat16, every(0)),
+        ("DiT-DH-S", NARROW | HEAD, torch.float32, every(0)),
+        ("DiT-DH-S", NARROW | HEAD, torch.float32, every(4)),
         # The weights of all pairs of tokens, in fp32 and once more as they meet the values.
-        ("DiT-S/2", torch.float32, EngineConfig(), "matmul"),
-        ("DiT-S/2", torch.bfloat16, EngineConfig(), "matmul"),
-        ("DiT-S/2", torch.float32, OFF, "auto"),
-        ("DiT-S/2", torch.bfloat16, OFF, "sdpa"),
+        ("DiT-S/2", {"attention": "matmul"}, torch.float32, every(0)),
+        ("DiT-S/2", {"attention": "matmul"}, torch.bfloat16, every(0)),
+        ("DiT-S/2", {}, torch.float32, OFF),
+        ("DiT-S/2", {"attention": "sdpa"}, torch.bfloat16, OFF),
     ],
 )
 def test_activations_are_what_autograd_keeps(
-    name: str, dtype: torch.dtype, engine: EngineConfig, attention: str
+    name: str, changes: dict[str, Any], dtype: torch.dtype, engine: EngineConfig
 ) -> None:
     images = 2
-    model = build_model(name, depth=6, latent_size=32, num_classes=NUM_CLASSES, attention=attention).to(dtype)
+    sizes = {"depth": 6, "latent_size": 32, "num_classes": NUM_CLASSES, "learn_sigma": True}
+    model = build_model(name, **sizes | changes).to(dtype)
     wrap_blocks(model, engine)
     setup = TrainingSetup(
         images,
@@ -74,7 +86,7 @@ def test_a_gpus_kernels_keep_less_than_pytorch_by_what_they_do_in_one_pass() -> 
     pytest.importorskip("triton")
     with torch.device("meta"):
         model = build_model("DiT-S/2", depth=3, latent_size=32, num_classes=NUM_CLASSES)
-    ours, pytorchs = (kept_of(model.config, 2, on_gpu).block for on_gpu in (True, False))
+    ours, pytorchs = (kept_of(model.config, 2, on_gpu).blocks[0] for on_gpu in (True, False))
     tokens = 2 * model.grid_side**2 * model.hidden_size
     # Not kept: what is normalised, twice, and the tokens between attention and MLP.
     assert (pytorchs - ours) / tokens == pytest.approx(3.0, abs=0.02)

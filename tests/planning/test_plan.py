@@ -30,9 +30,17 @@ def planned(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("name", ["DiT-S/2", "DiT-S/8"])
-def test_flops_are_pytorchs_count_to_the_last_one(name: str) -> None:
-    model = build_model(name, latent_size=32, num_classes=10)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("DiT-S/2", {}),
+        ("DiT-S/8", {}),
+        ("LightningDiT-B/1", {"depth": 3, "patch_size": 4}),
+        ("DiT-DH-S", {"depth": 3, "head_depth": 3, "head_hidden_size": 512, "patch_size": 4}),
+    ],
+)
+def test_flops_are_pytorchs_count_to_the_last_one(name: str, changes: dict[str, Any]) -> None:
+    model = build_model(name, latent_size=32, num_classes=10, **changes)
     latent, time, label = torch.randn(1, 4, 32, 32), torch.tensor([3]), torch.tensor([5])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
         output = model(latent, time, label)
@@ -41,7 +49,8 @@ def test_flops_are_pytorchs_count_to_the_last_one(name: str) -> None:
     assert forward.get_total_flops() == 2 * forward_multiply_adds(model)
     assert forward.get_total_flops() + backward.get_total_flops() == training_flops_per_image(model)
     tokens = model.grid_side**2  # QK' and weights V, each with two gradients: six products of two a multiply-add
-    assert attention_flops_per_image(model) == 12 * model.depth * tokens**2 * model.hidden_size
+    widths = sum(stack.depth * stack.hidden_size for stack in model.config.stacks)
+    assert attention_flops_per_image(model) == 12 * tokens**2 * widths
 
 
 PAPER = {"DiT-S/8": 0.36, "DiT-B/4": 5.56, "DiT-L/2": 80.71, "DiT-XL/2": 118.64}
