@@ -1,8 +1,9 @@
 """From settings to the model and the objective; training and sampling build them here alike."""
 
+import math
 from dataclasses import asdict
 
-from dit_scale.config import Config, DiffusionConfig
+from dit_scale.config import Config
 from dit_scale.diffusion import Objective, build_objective
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, build_model
@@ -23,6 +24,14 @@ def model_of(
     return model
 
 
-def objective_of(config: DiffusionConfig, learn_sigma: bool) -> Objective:
-    """Build the objective; raises InputError where the model's outputs do not fit it."""
-    return build_objective(**asdict(config), learn_sigma=learn_sigma)
+def objective_of(config: Config, latents: LatentSpec) -> Objective:
+    """Build the objective of a configuration for latents of this shape; raises InputError where it is none."""
+    diffusion = config.diffusion
+    settings = asdict(diffusion) | {"learn_sigma": config.model.learn_sigma}
+    del settings["contrastive_weight"]  # a loss beside it
+    base = settings.pop("time_shift_base")
+    if diffusion.time_shift is None:
+        settings["time_shift"] = math.sqrt(math.prod(latents.shape) / base)  # RAE, arXiv 2510.11690, section 4.2
+    if diffusion.name == "flow" and diffusion.prediction != "x0":
+        settings["prediction"] = "velocity"  # the setting's default is that of Gaussian diffusion
+    return build_objective(**settings)

@@ -23,6 +23,7 @@ from dit_scale.doctor.finding import Finding, Status
 from dit_scale.doctor.hardware import DiskRates, existing
 from dit_scale.errors import InputError, few
 from dit_scale.files import holder_of
+from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.parameters import num_trained
 from dit_scale.planning.choices import gigabytes, in_words, plural, setup_of, smaller_choices
@@ -73,7 +74,7 @@ def _first_records(folder: ShardFolder) -> list[str]:
 
 def batch(config: Config, world: World) -> Finding:
     """Say how the global batch is split over ranks and micro steps."""
-    plan = plan_batches(config.train, world.world_size)
+    plan = plan_batches(config.train, world.world_size, config.diffusion.images_together)
     sizes = sorted({part.stop - part.start for part in plan.micro_batches})
     figure = (
         f"{plan.global_batch_size} images = {plural(world.world_size, 'rank')} x {plan.batch_size_per_rank}, in "
@@ -90,7 +91,7 @@ def model_and_engine(model: DiT | InputError, config: Config) -> Finding:
     if isinstance(model, InputError):
         raise model
     check_engine(config.engine, config.train)
-    objective_of(config.diffusion, config.model.learn_sigma)
+    objective_of(config, LatentSpec(model.in_channels, model.latent_size))
     trainable = num_trained(model)
     figure = (
         f"{config.model.name}, {trainable / 1e6:.1f}M parameters, {model.grid_side**2} tokens, {model.num_classes} "

@@ -60,12 +60,13 @@ def search(config: Config, model: DiT, cluster: Cluster) -> list[Plan]:
 
 def _choices(config: Config, model: DiT, cluster: Cluster, offload: bool) -> Iterator[Config]:
     """Yield the configuration with other stages, micro batches and checkpointing."""
-    images = plan_batches(config.train, cluster.num_gpus).batch_size_per_rank
+    together = config.diffusion.images_together
+    images = plan_batches(config.train, cluster.num_gpus, together).batch_size_per_rank
     can_be_whole = config.engine.precision == "fp32" and not offload
     stages: tuple[Literal[0, 1, 2, 3], ...] = () if needs_whole(config.train) else (1, 2, 3)
     for stage in (0, *stages) if can_be_whole else stages:
         for every in dict.fromkeys((0, 4, 2, 1)):
-            for micro in (size for size in range(1, images + 1) if images % size == 0):
+            for micro in (size for size in range(together, images + 1, together) if images % size == 0):
                 yield replace(
                     config,
                     engine=replace(

@@ -57,7 +57,7 @@ class Sampler:
         kernels: str,
     ) -> "Sampler":
         """Return all but the weights, which is enough to check settings."""
-        objective = objective_of(config.diffusion, config.model.learn_sigma)
+        objective = objective_of(config, latents)
         with torch.device("meta"):
             model = model_of(config, latents, len(class_names))
         choices = model.condition.choices(class_names)

@@ -19,7 +19,7 @@ from dit_scale.config import (
     to_yaml,
     used,
 )
-from dit_scale.config.fields import When, shown
+from dit_scale.config.fields import When, is_choice, shown, unwrap
 from dit_scale.config.options import _flag
 from dit_scale.errors import InputError
 from tests.config.walk import Place, parametrized, places
@@ -121,7 +121,8 @@ def test_a_key_without_effect_is_refused_at_its_default_too(place: Place, tmp_pa
     """With the choices that the schema itself makes, or the first one against it."""
     condition, prefix = place.entry.metadata["only_if"], place.key.removesuffix(place.entry.name)
     choice = next(entry for entry in fields(place.section) if entry.name == condition.name)
-    some = (False, True) if choice.type is bool else (*get_args(choice.type), *condition.but, "d")
+    values = get_args(choice.type) if is_choice(choice.type) else (1,) if unwrap(choice.type)[0] in (int, float) else ()
+    some = (False, True) if choice.type is bool else (*values, *condition.but, "d")
     others = [value for value in some if _breaks(condition, value)]
     needed = [*place.needed, f"{prefix}{condition.name}={shown(others[0])}"]
     key = f"{place.key}={shown(place.entry.default)}"
