@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict
 
-from dit_scale.config import Config
+from dit_scale.config import Config, DiffusionConfig
 from dit_scale.diffusion import Objective, build_objective
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, build_model
@@ -24,14 +24,14 @@ def model_of(
     return model
 
 
-def objective_of(config: Config, latents: LatentSpec) -> Objective:
-    """Build the objective of a configuration for latents of this shape; raises InputError where it is none."""
-    diffusion = config.diffusion
-    settings = asdict(diffusion) | {"learn_sigma": config.model.learn_sigma}
+def objective_of(config: DiffusionConfig, model: DiT) -> Objective:
+    """Build the objective for a model's outputs and the shape of its latents; raises InputError where it is none."""
+    settings = asdict(config) | {"learn_sigma": model.learn_sigma}
     del settings["contrastive_weight"]  # a loss beside it
     base = settings.pop("time_shift_base")
-    if diffusion.time_shift is None:
-        settings["time_shift"] = math.sqrt(math.prod(latents.shape) / base)  # RAE, arXiv 2510.11690, section 4.2
-    if diffusion.name == "flow" and diffusion.prediction != "x0":
+    if config.time_shift is None:
+        numbers = model.in_channels * model.latent_size**2
+        settings["time_shift"] = math.sqrt(numbers / base)  # RAE, arXiv 2510.11690, section 4.2
+    if config.name == "flow" and config.prediction != "x0":
         settings["prediction"] = "velocity"  # the setting's default is that of Gaussian diffusion
     return build_objective(**settings)

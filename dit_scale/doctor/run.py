@@ -23,7 +23,6 @@ from dit_scale.doctor.finding import Finding, Status
 from dit_scale.doctor.hardware import DiskRates, existing
 from dit_scale.errors import InputError, few
 from dit_scale.files import holder_of
-from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.parameters import num_trained
 from dit_scale.planning.choices import gigabytes, in_words, plural, setup_of, smaller_choices
@@ -91,7 +90,7 @@ def model_and_engine(model: DiT | InputError, config: Config) -> Finding:
     if isinstance(model, InputError):
         raise model
     check_engine(config.engine, config.train)
-    objective_of(config, LatentSpec(model.in_channels, model.latent_size))
+    objective_of(config.diffusion, model)
     trainable = num_trained(model)
     figure = (
         f"{config.model.name}, {trainable / 1e6:.1f}M parameters, {model.grid_side**2} tokens, {model.num_classes} "
