@@ -47,6 +47,12 @@ NEEDED = ["run_dir=r", "data.path=d"]
         ),
         (Config, ["diffusion.time_distribution=logit_normal"], "has no effect with diffusion.name=gaussian"),
         (Config, ["diffusion.name=flow", "diffusion.logit_mean=1"], "give diffusion.time_distribution=logit_normal"),
+        (Config, ["diffusion.cosine_weight=1"], "give diffusion.name=flow"),
+        (Config, ["diffusion.time_at_data=0"], "give diffusion.name=flow"),
+        (Config, ["diffusion.time_interval=[0.1,1]"], "give diffusion.name=flow"),
+        (Config, ["diffusion.time_shift=null"], "give diffusion.name=flow"),
+        (Config, ["diffusion.name=flow", "diffusion.time_shift_base=64"], "give diffusion.time_shift=null"),
+        (Config, ["diffusion.name=flow", "diffusion.min_snr_gamma=5"], "give diffusion.name=gaussian"),
         (Config, ["data.shuffle_window_blocks=3"], "give data.shuffle_block_records above 0"),
         (Config, ["train.final_learning_rate=1e-5"], "give train.rate_schedule=cosine"),
         (Config, ["engine.zero_stage=0", "engine.offload_optimizer=true"], "give engine.zero_stage=1, 2 or 3"),
@@ -92,6 +98,18 @@ def test_a_key_without_effect_is_refused_by_name(schema: type, overrides: list[s
     assert sentence in str(caught.value)
     with pytest.raises(InputError, match="has no effect"):
         load_config(schema, None, [*needed, *reversed(overrides)])  # the order of words says nothing
+
+
+def test_a_value_may_have_an_effect_that_others_have_not() -> None:
+    config = load_config(Config, None, [*NEEDED, "diffusion.name=flow", "diffusion.prediction=x0"])
+    assert config.diffusion.prediction == "x0"
+    assert config_from(Config, resolved(config)) == config
+    assert used(config) == config
+
+
+def test_an_interval_of_times_rises() -> None:
+    with pytest.raises(InputError, match=r"diffusion.time_interval=\[0\.5, 0\.5\] does not rise"):
+        load_config(Config, None, [*NEEDED, "diffusion.name=flow", "diffusion.time_interval=[0.5,0.5]"])
 
 
 def test_a_file_alone_is_refused_too(tmp_path: Path) -> None:
