@@ -1,5 +1,6 @@
 """From settings to the model and the objective; training and sampling build them here alike."""
 
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -33,6 +34,14 @@ def with_preset(config: Config) -> Config:
     return replace(config, model=replace(config.model, **unsaid))
 
 
-def objective_of(config: DiffusionConfig, learn_sigma: bool) -> Objective:
-    """Build the objective; raises InputError where the model's outputs do not fit it."""
-    return build_objective(**asdict(config), learn_sigma=learn_sigma)
+def objective_of(config: DiffusionConfig, model: DiT) -> Objective:
+    """Build the objective for a model's outputs and the shape of its latents; raises InputError where it is none."""
+    settings = asdict(config) | {"learn_sigma": model.learn_sigma}
+    del settings["contrastive_weight"]  # a loss beside it
+    base = settings.pop("time_shift_base")
+    if config.time_shift is None:
+        numbers = model.in_channels * model.latent_size**2
+        settings["time_shift"] = math.sqrt(numbers / base)  # RAE, arXiv 2510.11690, section 4.2
+    if config.name == "flow" and config.prediction != "x0":
+        settings["prediction"] = "velocity"  # the setting's default is that of Gaussian diffusion
+    return build_objective(**settings)

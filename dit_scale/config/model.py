@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dit_scale.config.fields import choice, number, setting, unless, when
+from dit_scale.config.fields import Spell, choice, number, setting, unless, when
+from dit_scale.errors import InputError
 
 _GAUSSIAN, _FLOW, _LOGIT_NORMAL = (
     when("name", "gaussian"),
@@ -67,11 +68,39 @@ class DiffusionConfig:
     """Steps of the discrete schedule."""
     schedule: Literal["linear", "cosine"] = setting("linear", only_if=_GAUSSIAN)
     """Noise schedule."""
-    prediction: Literal["epsilon", "v", "x0"] = setting("epsilon", only_if=_GAUSSIAN)
-    """What the network predicts; a flow predicts velocity."""
+    prediction: Literal["epsilon", "v", "x0"] = setting("epsilon", only_if=when("name", "gaussian", spared=("x0",)))
+    """What the network predicts; a flow predicts velocity, or with x0 the latent (JiT), its loss on the velocity."""
+    min_snr_gamma: float = number(0.0, at_least=0, only_if=_GAUSSIAN)
+    """Clip each timestep's weight at this signal-to-noise ratio (arXiv 2303.09556; published: 5); 0 disables."""
+    time_at_data: Literal[1, 0] = setting(1, only_if=_FLOW)
+    """What the network is told at the latent: 1 (SiT, LightningDiT), or 0, and its velocity turned (REPA, RAE)."""
     time_distribution: Literal["uniform", "logit_normal"] = setting("uniform", only_if=_FLOW)
     """How training times are drawn."""
     logit_mean: float = number(0.0, only_if=_LOGIT_NORMAL)
     """Mean of the logit of t."""
     logit_std: float = number(1.0, above=0, only_if=_LOGIT_NORMAL)
     """Standard deviation of the logit of t."""
+    time_interval: tuple[float, float] = number((0.0, 1.0), at_least=0, at_most=1, only_if=_FLOW)
+    """Truncate the distribution of times to this interval, before the shift; 0 is the latent and 1 noise."""
+    time_shift: float | None = number(1.0, above=0, only_if=_FLOW)
+    """Shift of times, and of solvers' steps, above 1 towards noise; null takes sqrt(C*H*W / time_shift_base)."""
+    time_shift_base: float = number(4096.0, above=0, only_if=when("time_shift", None))
+    """Numbers in a latent that needs no shift (RAE: 4096)."""
+    cosine_weight: float = number(0.0, at_least=0, only_if=_FLOW)
+    """Weight of 1 - cosine of the predicted and the true velocity (LightningDiT: 1); 0 disables."""
+    contrastive_weight: float = number(0.0, at_least=0, below=1, only_if=_FLOW)
+    """Weight of the distance to another image's velocity (arXiv 2506.05350; published: 0.05); 0 disables."""
+
+    @property
+    def images_together(self) -> int:
+        """How many neighbouring images of the stream are compared, and so stay in one micro batch."""
+        return 2 if self.contrastive_weight else 1
+
+    def check_together(self, spell: Spell) -> None:
+        """Raise InputError where settings do not fit each other."""
+        low, high = self.time_interval
+        if not low < high:
+            raise InputError(
+                f"{spell('time_interval')}=[{low:g}, {high:g}] does not rise from 0 (latent) to 1 (noise); [0, 1] "
+                f"truncates nothing"
+            )

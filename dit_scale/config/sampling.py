@@ -18,7 +18,7 @@ class SamplingConfig:
     num_sampling_steps: int = number(50, at_least=1)
     """Steps of the solver, one fewer than the points of SiT's ODE."""
     solver_options: dict[str, float] = number({})
-    """What the solver has beside: ddim eta; flows time_shift; dopri5 tolerance; sde diffusion_norm, last_step_size."""
+    """Of the solver: ddim eta; flows time_shift, end_time; dopri5 tolerance; sde diffusion_norm, last_step_size."""
     cfg_scale: float = number(1.0, at_least=0)
     """Guidance; 1 is none."""
     guidance_channels: int | None = number(None, at_least=1, only_if=_GUIDED)

@@ -74,7 +74,7 @@ def _first_records(folder: ShardFolder) -> list[str]:
 
 def batch(config: Config, world: World) -> Finding:
     """Say how the global batch is split over ranks and micro steps."""
-    plan = plan_batches(config.train, world.world_size)
+    plan = plan_batches(config.train, world.world_size, config.diffusion.images_together)
     sizes = sorted({part.stop - part.start for part in plan.micro_batches})
     figure = (
         f"{plan.global_batch_size} images = {plural(world.world_size, 'rank')} x {plan.batch_size_per_rank}, in "
@@ -91,7 +91,7 @@ def model_and_engine(model: DiT | InputError, config: Config) -> Finding:
     if isinstance(model, InputError):
         raise model
     check_engine(config.engine, config.train)
-    objective_of(config.diffusion, model.learn_sigma)
+    objective_of(config.diffusion, model)
     trainable = num_trained(model)
     figure = (
         f"{config.model.name}, {trainable / 1e6:.1f}M parameters, {model.grid_side**2} tokens, {model.num_classes} "

@@ -64,7 +64,7 @@ def model_on_meta(config: Config, latents: LatentSpec, num_classes: int) -> DiT:
 
 def setup_of(config: Config, model: DiT, world_size: int, on_gpu: bool, gpus_per_node: int = 8) -> TrainingSetup:
     """Return what a configuration's memory depends on; raises InputError where the ranks do not divide the batch."""
-    plan, engine = plan_batches(config.train, world_size), config.engine
+    plan, engine = plan_batches(config.train, world_size, config.diffusion.images_together), config.engine
     num_parameters = num_trained(model)
     return TrainingSetup(
         micro_batch_size=_largest_micro_batch(plan),
@@ -98,13 +98,13 @@ def smaller_choices(config: Config, model: DiT, setup: TrainingSetup, limit_byte
 
     The micro batch is halved, and the ranks doubled, until the estimate is within ``limit_bytes``.
     """
-    engine, size = config.engine, setup.micro_batch_size
+    engine, size, together = config.engine, setup.micro_batch_size, config.diffusion.images_together
     tried: list[tuple[str, TrainingSetup]] = []
-    while size > 1:
-        size //= 2
+    while size > together:
+        size = max(size // 2, together)
         train = replace(config.train, micro_batch_size_per_gpu=size)
         halved = setup_of(replace(config, train=train), model, setup.world_size, setup.on_gpu)
-        if estimate_memory(model, halved).peak <= limit_bytes or size == 1:
+        if estimate_memory(model, halved).peak <= limit_bytes or size == together:
             tried.append((f"train.micro_batch_size_per_gpu={size}", halved))
             break
     stage: Any = setup.zero_stage + 1
@@ -112,11 +112,11 @@ def smaller_choices(config: Config, model: DiT, setup: TrainingSetup, limit_byte
         tried.append((f"engine.zero_stage={stage}", replace(setup, zero_stage=stage)))
     if engine.checkpoint_every_blocks != 1:
         tried.append(("engine.checkpoint_every_blocks=1", replace(setup, checkpoint_every_blocks=1)))
-    ranks = setup.world_size
-    while setup.zero_stage > 0 and config.train.global_batch_size % (2 * ranks) == 0:
+    ranks, parts = setup.world_size, config.train.global_batch_size // together
+    while setup.zero_stage > 0 and parts % (2 * ranks) == 0:
         ranks *= 2
         shared = setup_of(config, model, ranks, setup.on_gpu)
-        if estimate_memory(model, shared).peak <= limit_bytes or config.train.global_batch_size % (2 * ranks):
+        if estimate_memory(model, shared).peak <= limit_bytes or parts % (2 * ranks):
             tried.append((f"{ranks} ranks", shared))
             break
     if setup.on_gpu and not setup.offload_optimizer and setup.zero_stage > 0:

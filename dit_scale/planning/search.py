@@ -60,11 +60,12 @@ def search(config: Config, model: DiT, cluster: Cluster) -> list[Plan]:
 
 def _choices(config: Config, cluster: Cluster, offload: bool) -> Iterator[Config]:
     """Yield the configuration with other stages, micro batches and checkpointing, less what `train` would refuse."""
-    images = plan_batches(config.train, cluster.num_gpus).batch_size_per_rank
+    together = config.diffusion.images_together
+    images = plan_batches(config.train, cluster.num_gpus, together).batch_size_per_rank
     stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
     for stage, every in product(stages, (0, 4, 2, 1)):
         engine = replace(config.engine, zero_stage=stage, checkpoint_every_blocks=every, offload_optimizer=offload)
         if not is_allowed(engine, config.train) or (offload and "offload_optimizer" in unused_names(engine)):
             continue
-        for micro in (size for size in range(1, images + 1) if images % size == 0):
+        for micro in (size for size in range(together, images + 1, together) if images % size == 0):
             yield replace(config, engine=engine, train=replace(config.train, micro_batch_size_per_gpu=micro))

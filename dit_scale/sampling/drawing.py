@@ -10,7 +10,7 @@ from dit_scale.config import SampleConfig, SamplingConfig
 from dit_scale.diffusion import Objective, choose_solver, guided
 from dit_scale.diffusion.guidance import Interval
 from dit_scale.diffusion.losses import Denoiser
-from dit_scale.diffusion.solvers import OnStep, Solver, options_of
+from dit_scale.diffusion.solvers import OnStep, Solver, defaults_of
 from dit_scale.draws import Stream
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
@@ -66,7 +66,7 @@ class SamplingSettings(SampleConfig):
         is_guided = self.cfg_scale != 1
         return {
             "solver": name,
-            "solver_options": options_of(name) | self.solver_options,
+            "solver_options": defaults_of(name, objective) | self.solver_options,
             "num_sampling_steps": self.num_sampling_steps,
             "cfg_scale": self.cfg_scale,
             "guidance_channels": (self.guidance_channels or "all") if is_guided else None,

@@ -59,7 +59,7 @@ class Sampler:
         """Return all but the weights, which is enough to check settings."""
         with torch.device("meta"):
             model = model_of(config, latents, len(class_names))
-        objective = objective_of(config.diffusion, model.learn_sigma)
+        objective = objective_of(config.diffusion, model)
         choices = model.condition.choices(class_names)
         return cls(config, objective, latents, choices, autoencoder, device, model, kernels)
 

@@ -23,10 +23,14 @@ class Pass(NamedTuple):
     """Of the images in the stream, [N]."""
     latent: Tensor
     """Without noise, [N, C, S, S]."""
+    noise: Tensor
+    """What the objective mixes in, [N, C, S, S]."""
     time: Tensor
     """As the objective counts it, [N] or [N, k]."""
     hidden: dict[int, Tensor]
     """The tokens [N, T, D] that each block returned which a loss asked for, in the objective's first call."""
+    output: Tensor
+    """What the network returned in that call, [N, C_out, S, S]."""
 
 
 class AuxiliaryLoss(Protocol):
@@ -62,7 +66,8 @@ class LossFunction:
             conditions = self.condition.dropped(conditions, is_dropped)
         asked = _Asked(network, conditions, tuple(sorted({block for loss in self.auxiliary for block in loss.hidden})))
         terms = self.objective.loss(asked, latent, noise, time)
-        seen = Pass(positions, latent, time, asked.hidden)
+        assert asked.output is not None, "an objective calls the network"
+        seen = Pass(positions, latent, noise, time, asked.hidden, asked.output)
         for loss in self.auxiliary:
             terms = terms | loss.terms(seen)
         return terms
@@ -79,6 +84,8 @@ class _Asked:
     def __init__(self, network: Network, conditions: Tensor, blocks: tuple[int, ...]):
         self._network, self._conditions, self._blocks = network, conditions, blocks
         self.hidden: dict[int, Tensor] = {}
+        self.output: Tensor | None = None
+        """Of the first call."""
 
     def __call__(self, noised: Tensor, time: Tensor) -> Tensor:
         output: Tensor
@@ -87,4 +94,6 @@ class _Asked:
             self.hidden = dict(zip(self._blocks, states, strict=True))
         else:
             output = self._network(noised, time, self._conditions)
+        if self.output is None:
+            self.output = output
         return output

@@ -20,7 +20,7 @@ from dit_scale.config import (
     to_yaml,
     used,
 )
-from dit_scale.config.fields import When, shown
+from dit_scale.config.fields import When, is_choice, shown, unwrap
 from dit_scale.config.options import _flag
 from dit_scale.errors import InputError
 from dit_scale.training.run_folder import check_resume
@@ -49,6 +49,12 @@ NEEDED = ["run_dir=r", "data.path=d"]
         ),
         (Config, ["diffusion.time_distribution=logit_normal"], "has no effect with diffusion.name=gaussian"),
         (Config, ["diffusion.name=flow", "diffusion.logit_mean=1"], "give diffusion.time_distribution=logit_normal"),
+        (Config, ["diffusion.cosine_weight=1"], "give diffusion.name=flow"),
+        (Config, ["diffusion.time_at_data=0"], "give diffusion.name=flow"),
+        (Config, ["diffusion.time_interval=[0.1,1]"], "give diffusion.name=flow"),
+        (Config, ["diffusion.time_shift=null"], "give diffusion.name=flow"),
+        (Config, ["diffusion.name=flow", "diffusion.time_shift_base=64"], "give diffusion.time_shift=null"),
+        (Config, ["diffusion.name=flow", "diffusion.min_snr_gamma=5"], "give diffusion.name=gaussian"),
         (Config, ["data.shuffle_window_blocks=3"], "give data.shuffle_block_records above 0"),
         (Config, ["train.final_learning_rate=1e-5"], "give train.rate_schedule=cosine"),
         (Config, ["engine.zero_stage=0", "engine.offload_optimizer=true"], "give engine.zero_stage=1, 2 or 3"),
@@ -97,6 +103,18 @@ def test_a_key_without_effect_is_refused_by_name(schema: type, overrides: list[s
         load_config(schema, None, [*needed, *reversed(overrides)])  # the order of words says nothing
 
 
+def test_a_value_may_have_an_effect_that_others_have_not() -> None:
+    config = load_config(Config, None, [*NEEDED, "diffusion.name=flow", "diffusion.prediction=x0"])
+    assert config.diffusion.prediction == "x0"
+    assert config_from(Config, resolved(config)) == config
+    assert used(config) == config
+
+
+def test_an_interval_of_times_rises() -> None:
+    with pytest.raises(InputError, match=r"diffusion.time_interval=\[0\.5, 0\.5\] does not rise"):
+        load_config(Config, None, [*NEEDED, "diffusion.name=flow", "diffusion.time_interval=[0.5,0.5]"])
+
+
 def test_a_file_alone_is_refused_too(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("evaluation:\n  solver: ddpm\n")
@@ -124,7 +142,8 @@ def test_a_key_without_effect_is_refused_at_its_default_too(place: Place, tmp_pa
     """With the choices that the schema itself makes, or the first one against it."""
     condition, prefix = place.entry.metadata["only_if"], place.key.removesuffix(place.entry.name)
     choice = next(entry for entry in fields(place.section) if entry.name == condition.name)
-    some = (False, True) if choice.type is bool else (*get_args(choice.type), *condition.but, "d")
+    values = get_args(choice.type) if is_choice(choice.type) else (1,) if unwrap(choice.type)[0] in (int, float) else ()
+    some = (False, True) if choice.type is bool else (*values, *condition.but, "d")
     others = [value for value in some if _breaks(condition, value)]
     needed = [*place.needed, f"{prefix}{condition.name}={shown(others[0])}"]
     needed += ["preview.cfg_scale=1"] if prefix == "model." else []  # a model without a condition is not guided

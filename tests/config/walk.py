@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from dit_scale.config import Config, EncodeConfig, SampleConfig
-from dit_scale.config.fields import unwrap
+from dit_scale.config.fields import shown, unwrap
 from dit_scale.jobs.submit import Chain
 
 SCHEMAS: dict[type, list[str]] = {
@@ -44,7 +44,7 @@ class Place:
                 condition.but and controller.default not in condition.but
             ):
                 values = ["s3://b/f"] if condition.test else [*condition.values, 2]
-                needed.append(f"{prefix}{condition.name}={str(values[0]).lower()}")
+                needed.append(f"{prefix}{condition.name}={shown(values[0])}")
             conditions.append(controller.metadata.get("only_if"))
         return needed
 

@@ -1,69 +1,44 @@
-"""An objective with two times an image, added in one file, is trained and sampled as a user does it."""
+"""A run with every setting of a flow: gone on with to the last bit, on other ranks to rounding, and sampled."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from dit_scale.conditioning import Labels
-from dit_scale.config import Config, DataConfig, DiffusionConfig, ModelConfig
-from dit_scale.diffusion import Terms
-from dit_scale.diffusion.losses import LabelledDenoiser, sample_mean
-from dit_scale.diffusion.objective import OBJECTIVES
-from dit_scale.latents import LatentSpec
-from dit_scale.planning.measuring import products_of
-from dit_scale.recipe import model_of
-from dit_scale.training.loss import LossFunction
-from tests.end_to_end.mean_flow import MeanFlow
-from tests.end_to_end.runs import losses, settings
+from dit_scale.checkpoint import open_whole
+from tests.end_to_end.runs import lines, losses, settings
 from tests.launch import run
-from tests.networks import fill
 
-MODULE = "tests.end_to_end.mean_flow"
-LATENTS = LatentSpec(channels=2, size=4, scale=(0.5,))
-
-
-def test_two_times_are_trained_and_sampled(shards: Path, tmp_path: Path) -> None:
-    run_dir, flow = tmp_path / "run", ["diffusion.name=flow", "engine.kernels=off", "engine.zero_stage=2"]
-    run(settings(shards, run_dir, *flow, "train.steps=8"), ranks=2, module=MODULE)
-    found = losses(run_dir)
-    assert len(found) == 8 and sum(found[4:]) < sum(found[:4])
-    few = ["--num-samples", 2, "--num-sampling-steps", 2, "--kernels", "off"]
-    run(["sample", run_dir, *few, "--out", tmp_path / "out"], module=MODULE)
-    assert len(list((tmp_path / "out" / "images").iterdir())) == 2
-    refused = run(["sample", run_dir, *few, "--out", tmp_path / "flow"], check=False)  # without MeanFlow
-    assert refused.returncode == 2 and "another model: further_t_embedders.0." in refused.stderr
+FLOW = [
+    "diffusion.name=flow",
+    "diffusion.prediction=x0",
+    "diffusion.time_at_data=0",
+    "diffusion.time_distribution=logit_normal",
+    "diffusion.time_interval=[0.05, 1]",
+    "diffusion.time_shift=null",
+    "diffusion.time_shift_base=64",
+    "diffusion.cosine_weight=1",
+    "diffusion.contrastive_weight=0.05",
+    "engine.zero_stage=2",
+]
 
 
-def test_the_loss_has_the_networks_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As two evaluations near by give it, of images whose times LossFunction draws."""
-    monkeypatch.setitem(OBJECTIVES, "flow", MeanFlow)
-    model = ModelConfig("custom", 2, 16, 2, 2, label_dropout=0.0)
-    config = Config(run_dir="r", data=DataConfig(path="d"), model=model, diffusion=DiffusionConfig("flow"))
-    network = model_of(config, LATENTS, 3, kernels="off")
-    assert network.num_times == 2 and products_of(network.config).training > 0  # which plan measures
-    torch.manual_seed(0)
-    fill(network, std=0.2)
-    network.double()
-    labels, given = torch.tensor([0, 1, 2, 0]), []
-
-    class Noted(MeanFlow):
-        def loss(self, denoiser: LabelledDenoiser, latent: Tensor, noise: Tensor, time: Tensor) -> Terms:
-            given.append((latent, noise, time))
-            return super().loss(denoiser, latent, noise, time)
-
-    function = LossFunction(Noted(), LATENTS, 0, 0.0, Labels(3))
-    found = function(network, torch.randn(4, *LATENTS.moments_shape), labels, torch.arange(4))["mse"].value
-    ((latent, noise, times),) = given
-    (t, r), step = times.unbind(dim=1), 1e-3
-
-    def mean(t: Tensor) -> Tensor:
-        noised = latent + t[:, None, None, None] * (noise - latent)
-        return -network(noised, 1 - torch.stack((t, r), dim=1), labels)[:, :2]
-
-    assert (t > r).all()
-    derivative = (mean(t + step) - mean(t - step)) / (2 * step)
-    error = mean(t) - (noise - latent) + (t - r)[:, None, None, None] * derivative
-    torch.testing.assert_close(found.double(), sample_mean(error**2), rtol=1e-3, atol=0.0)
-    assert not torch.allclose(found.double(), sample_mean((mean(t) - (noise - latent)) ** 2), rtol=1e-2)
+def test_a_run_goes_on_and_changes_its_ranks(shards: Path, tmp_path: Path) -> None:
+    whole, parted, alone = tmp_path / "whole", tmp_path / "parted", tmp_path / "alone"
+    run(settings(shards, whole, *FLOW), ranks=2)
+    run(settings(shards, parted, *FLOW, "train.steps=4"), ranks=2)
+    run(settings(shards, parted, *FLOW), ranks=2)
+    run(settings(shards, alone, *FLOW, "train.micro_batch_size_per_gpu=5"), ranks=1)
+    for entry in lines(whole / "metrics.jsonl"):
+        terms = entry["losses"]
+        assert entry["loss"] == pytest.approx(terms["mse"] + terms["cosine"] - 0.05 * terms["contrastive"], rel=1e-5)
+    assert losses(parted) == losses(whole)
+    ends = [open_whole(run_dir).whole("master") for run_dir in (whole, parted)]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert losses(alone) == pytest.approx(losses(whole), rel=1e-4)
+    out = tmp_path / "samples"
+    run(["sample", whole, "--num-samples", 2, "--num-sampling-steps", 3, "--out", out])
+    protocol = json.loads((out / "protocol.json").read_text())
+    assert protocol["solver_options"] == {"time_shift": pytest.approx(math.sqrt(4 * 8 * 8 / 64))}
