@@ -7,9 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
 from dit_scale.errors import InputError, nearest
+from dit_scale.models.route import Route
 
 FROM_DATA = ("latent_size", "num_classes", "in_channels")
 """Fields that no preset and no configuration sets: latents and their classes do."""
+FROM_SECTIONS = ("route",)
+"""Fields that sections of their own set in a configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,13 @@ class NetworkConfig:
     """Twice the output channels."""
     attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "matmul"] = "auto"
     """The attention kernel."""
+    route: Route | None = None
+    """Which blocks some tokens may go around."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image, T."""
+        return (self.latent_size // self.patch_size) ** 2
 
     def __post_init__(self) -> None:
         """Check at the door."""
@@ -52,6 +62,9 @@ class NetworkConfig:
             raise InputError(
                 f"mlp_ratio {self.mlp_ratio:g} of hidden_size {self.hidden_size} is an MLP of width 0; give more"
             )
+        if self.route is not None:
+            self.route.blocks(self.depth)
+            self.route.num_kept(self.num_tokens)
         for entry in fields(self):
             if get_origin(entry.type) is Literal:
                 check_choice(entry.name, getattr(self, entry.name))

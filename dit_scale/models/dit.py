@@ -3,7 +3,7 @@
 N samples of C x S x S latents, patches of P x P, T = (S/P)² tokens of width D.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from dit_scale.models.config import NetworkConfig
 from dit_scale.models.embeddings import PatchEmbedding, TimestepEmbedding, sincos_positions
 from dit_scale.models.linear import use_fp8
 from dit_scale.models.operators import Fused
+from dit_scale.models.route import Rejoining, routed_blocks, taken
 
 
 class DiT(nn.Module):
@@ -46,6 +47,7 @@ class DiT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid_side**2, self.hidden_size), requires_grad=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(self.depth))
         self.final_layer = FinalLayer(config, self.out_channels)
+        self.route = None if config.route is None else Rejoining(config.route.fill, self.hidden_size)
         self.initialize_weights()
 
     @property
@@ -68,6 +70,8 @@ class DiT(nn.Module):
             module.get_parameter("adaLN_modulation.1.weight").zero_()
         self.final_layer.linear.weight.zero_()
         self.pos_embed.copy_(sincos_positions(self.hidden_size, self.grid_side))
+        if self.route is not None:
+            self.route.initialize()
 
     def turn_off_kernels(self) -> None:
         """Compute with PyTorch's operators alone: slower, but there is nothing that they cannot do.
@@ -97,7 +101,13 @@ class DiT(nn.Module):
             block.forward = torch.compile(block.forward, dynamic=False)
 
     def forward(
-        self, latent: Tensor, timestep: Tensor, condition: Tensor, hidden: Sequence[int] = ()
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        condition: Tensor,
+        hidden: Sequence[int] = (),
+        kept_tokens: Tensor | None = None,
+        path_dropped: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return the network's output for a noised latent, in the dtype of the weights.
 
@@ -105,22 +115,38 @@ class DiT(nn.Module):
         output is [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without. ``hidden`` numbers blocks from
         1; where it names any, the tokens [N, T, D] that leave these blocks come, too: (output, [tokens, ...]).
 
+        ``kept_tokens`` [N, K] are the places, rising, of the tokens that go through the routed blocks, where the
+        network has a route; None has all of them go. With K = 0 these blocks do not run, and no step may train them.
+        ``path_dropped`` [N] are images that do without what the routed blocks return.
+
         Raises:
-            InputError: ``hidden`` numbers a block that there is not.
+            InputError: ``hidden`` numbers a block that there is not, or a routed one where not all tokens go through
+                it; or tokens are routed, and the network has no route.
         """
         self._check_hidden(hidden)
+        routed = routed_blocks(self.config.route, self.depth, hidden, kept_tokens, path_dropped)
         tokens = self.x_embedder(latent) + self.pos_embed  # [N, T, D]
         conditioning = self.t_embedder(timestep) + self.y_embedder(condition)  # [N, D]
         # Here, outside of what is compiled:
         backend = choose_backend(self.attention, tokens.device, tokens.dtype, self.is_compiled, self.has_kernels)
-        kept: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, conditioning, backend)
-            if number in hidden:
-                kept[number] = tokens
+        states: dict[int, Tensor] = {}
+
+        def through(numbers: Iterable[int], tokens: Tensor) -> Tensor:
+            for number in numbers:
+                tokens = self.blocks[number - 1](tokens, conditioning, backend)
+                if number in hidden:
+                    states[number] = tokens
+            return tokens
+
+        tokens = through(range(1, routed.start), tokens)  # [N, T, D]
+        if self.route is not None:
+            inside = tokens if kept_tokens is None else taken(tokens, kept_tokens)  # [N, K, D]
+            left = through(routed, inside) if inside.shape[1] else inside  # [N, K, D]
+            tokens = self.route(left, tokens, kept_tokens, path_dropped)  # [N, T, D]
+        tokens = through(range(routed.stop, self.depth + 1), tokens)  # [N, T, D]
         patches = self.final_layer(tokens, conditioning)  # [N, T, P*P*C_out]
         output = self.unpatchify(patches)  # [N, C_out, S, S]
-        return (output, [kept[number] for number in hidden]) if hidden else output
+        return (output, [states[number] for number in hidden]) if hidden else output
 
     def _check_hidden(self, hidden: Sequence[int]) -> None:
         for number in hidden:
