@@ -2,10 +2,10 @@
 
 from dataclasses import asdict
 
-from dit_scale.config import Config, DiffusionConfig
+from dit_scale.config import Config, DiffusionConfig, RoutingConfig
 from dit_scale.diffusion import Objective, build_objective
 from dit_scale.latents import LatentSpec
-from dit_scale.models import DiT, build_model
+from dit_scale.models import DiT, Route, build_model
 
 
 def model_of(
@@ -16,11 +16,18 @@ def model_of(
     ``kernels`` is as ``engine.kernels``. ``in_training`` adds what is trained beside it and neither samples nor is
     exported.
     """
-    settings = asdict(config.model) | {"in_channels": latents.channels}
+    settings = asdict(config.model) | {"in_channels": latents.channels, "route": route_of(config.routing)}
     model = build_model(**settings, latent_size=latents.size, num_classes=num_classes)
     if kernels == "off":
         model.turn_off_kernels()
     return model
+
+
+def route_of(routing: RoutingConfig) -> Route | None:
+    """Return the blocks that tokens may go around; None where routing is off."""
+    if not routing.ratio:
+        return None
+    return Route(routing.from_block, routing.to_block, routing.fill, routing.ratio)
 
 
 def objective_of(config: DiffusionConfig, learn_sigma: bool) -> Objective:

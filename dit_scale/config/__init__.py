@@ -6,6 +6,7 @@ from dit_scale.config.encoding import AutoencoderConfig, EncodeConfig, SourceCon
 from dit_scale.config.loading import config_from, get, load_config, load_options, resolved, to_yaml
 from dit_scale.config.model import DiffusionConfig, ModelConfig
 from dit_scale.config.options import add_options, read_options_of
+from dit_scale.config.routing import RoutingConfig
 from dit_scale.config.sampling import EvaluationConfig, PreviewConfig, SampleConfig, SamplingConfig
 from dit_scale.config.training import (
     FIXED_FOR_A_RUN,
@@ -33,6 +34,7 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "PreviewConfig",
+    "RoutingConfig",
     "SampleConfig",
     "SamplingConfig",
     "SourceConfig",

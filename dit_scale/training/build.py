@@ -35,6 +35,7 @@ from dit_scale.training.learner import Learner
 from dit_scale.training.loss import LossFunction
 from dit_scale.training.pending import StepMetrics
 from dit_scale.training.periodic import PeriodicTasks
+from dit_scale.training.routing import token_draws
 from dit_scale.training.run_folder import CHECKPOINTS
 from dit_scale.training.run_log import RunLog
 from dit_scale.training.saving import Saving
@@ -131,7 +132,14 @@ def _learner(
     largest = max(part.stop - part.start for part in plan.micro_batches)
     dtype = DTYPES[config.engine.precision]
     settle_attention(model, largest, torch.device(device), dtype, Path(config.run_dir), world, conveniences)
-    loss_function = LossFunction(objective, latents, config.seed, config.model.label_dropout, model.condition)
+    loss_function = LossFunction(
+        objective,
+        latents,
+        config.seed,
+        config.model.label_dropout,
+        model.condition,
+        routing=token_draws(config, model),
+    )
     engine = build_engine(model, config.engine, train, plan, world, device)
     guard = UpdateGuard(engine, train.max_grad_norm)
     return Learner(plan, loss_function, engine, guard, TrainingState(OptimizerState(engine), train))

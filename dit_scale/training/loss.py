@@ -1,7 +1,7 @@
 """What is trained: an objective, further losses beside it, and the draws that each image gets."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from dit_scale.conditioning import Condition
 from dit_scale.diffusion import Objective, Terms
 from dit_scale.draws import Stream
 from dit_scale.latents import LatentSpec, sample_latent
+from dit_scale.training.routing import TokenDraws
 
 Network = Callable[..., Any]
 """``(noised_latent, time, condition) -> output``; with ``hidden=(8, ...)`` it returns ``(output, [tokens, ...])``."""
@@ -50,6 +51,11 @@ class LossFunction:
     label_dropout: float
     condition: Condition
     auxiliary: tuple[AuxiliaryLoss, ...] = ()
+    routing: TokenDraws | None = None
+
+    def at(self, position: int) -> "LossFunction":
+        """Return the loss of a step that holds the image at this position of the stream."""
+        return self if self.routing is None else replace(self, routing=self.routing.at(position))
 
     def __call__(self, network: Network, moments: Tensor, conditions: Tensor, positions: Tensor) -> Terms:
         """Return the terms of each image's loss: moments [N, 2C, H, W], conditions [N, ...], stream positions [N]."""
@@ -60,7 +66,9 @@ class LossFunction:
         if self.condition.has_null and self.label_dropout > 0:
             is_dropped = draws.uniform(self.seed, Stream.LABEL_DROPOUT, positions) < self.label_dropout
             conditions = self.condition.dropped(conditions, is_dropped)
-        asked = _Asked(network, conditions, tuple(sorted({block for loss in self.auxiliary for block in loss.hidden})))
+        blocks = tuple(sorted({block for loss in self.auxiliary for block in loss.hidden}))
+        routed = {} if self.routing is None else self.routing.draw(self.seed, positions)
+        asked = _Asked(network, conditions, blocks, routed)
         terms = self.objective.loss(asked, latent, noise, time)
         seen = Pass(positions, latent, time, asked.hidden)
         for loss in self.auxiliary:
@@ -74,17 +82,17 @@ class LossFunction:
 
 
 class _Asked:
-    """The network with its conditions settled, as an objective calls it; keeps the hidden states that are asked for."""
+    """The network with conditions and routes settled, as an objective calls it; keeps the hidden states asked for."""
 
-    def __init__(self, network: Network, conditions: Tensor, blocks: tuple[int, ...]):
-        self._network, self._conditions, self._blocks = network, conditions, blocks
+    def __init__(self, network: Network, conditions: Tensor, blocks: tuple[int, ...], routed: dict[str, Tensor]):
+        self._network, self._conditions, self._blocks, self._routed = network, conditions, blocks, routed
         self.hidden: dict[int, Tensor] = {}
 
     def __call__(self, noised: Tensor, time: Tensor) -> Tensor:
         output: Tensor
         if self._blocks and not self.hidden:
-            output, states = self._network(noised, time, self._conditions, hidden=self._blocks)
+            output, states = self._network(noised, time, self._conditions, hidden=self._blocks, **self._routed)
             self.hidden = dict(zip(self._blocks, states, strict=True))
         else:
-            output = self._network(noised, time, self._conditions)
+            output = self._network(noised, time, self._conditions, **self._routed)
         return output
