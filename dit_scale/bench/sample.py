@@ -55,7 +55,7 @@ def bench_sample(
     labels = indices % CLASSES
     protocol = SamplingConfig("ddim", num_steps, cfg_scale=_CFG_SCALE, guidance_channels=3)
     settings = SamplingSettings.of(protocol, seed=0)
-    settings.check(build_objective("gaussian"), latents.channels, model.out_channels, model.condition.has_null)
+    settings.check(build_objective("gaussian"), model)
     noise = draws.normal(settings.seed, Stream.INITIAL_NOISE, indices, latents.shape)
     null_label = model.null_label
     assert null_label is not None

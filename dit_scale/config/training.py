@@ -258,7 +258,8 @@ class Config:
             )
         for name in ("preview", "evaluation"):
             section: PreviewConfig | EvaluationConfig = getattr(self, name)
-            if section.every_steps and section.cfg_scale != 1 and not self.model.label_dropout:
+            is_by_null = section.cfg_scale != 1 and section.guide_by is None
+            if section.every_steps and is_by_null and not self.model.label_dropout:
                 raise InputError(
                     f"{name}.cfg_scale={section.cfg_scale} guides, but model.label_dropout=0 leaves no null label to "
                     f"guide with; give {name}.cfg_scale=1"

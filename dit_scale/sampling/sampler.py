@@ -74,9 +74,8 @@ class Sampler:
 
     def check(self, settings: SamplingSettings, section: str = "") -> None:
         """Raise InputError where settings (of a configuration's section) do not fit, before anything is drawn."""
-        model = self.model
         try:
-            settings.check(self.objective, self.latents.channels, model.out_channels, model.condition.has_null)
+            settings.check(self.objective, self.model)
         except InputError as error:
             raise InputError(f"{section}: {error}" if section else str(error)) from error
 

@@ -1,0 +1,64 @@
+"""What guides a drawing: the weaker model of each kind, by the setting's name, against loops written by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dit_scale import draws
+from dit_scale.diffusion import build_objective
+from dit_scale.draws import Stream
+from dit_scale.errors import InputError
+from dit_scale.latents import LatentSpec
+from dit_scale.models import DiT
+from dit_scale.sampling import SamplingSettings, sample_latents
+from tests.networks import fill
+
+LATENTS = LatentSpec(4, 8)
+LABELS, INDICES = torch.tensor([0, 1, 2]), torch.arange(3)
+STEPS, SCALE = 4, 2.5
+
+
+def small(**settings: object) -> DiT:
+    model = DiT(latent_size=8, patch_size=2, hidden_size=16, depth=2, num_heads=2, num_classes=3, **settings)
+    fill(model, std=0.2)
+    return model
+
+
+def drawn(model: DiT, **settings: object) -> Tensor:
+    """Return latents by Euler of a flow."""
+    how = SamplingSettings(solver="euler", num_sampling_steps=STEPS, **settings)  # type: ignore[arg-type]
+    how.check(build_objective("flow"), model)
+    return sample_latents(model, build_objective("flow"), LATENTS, LABELS, INDICES, how)
+
+
+@torch.no_grad()
+def by_hand(strong, weak) -> Tensor:  # type: ignore[no-untyped-def]
+    """Follow ``weak + SCALE * (strong - weak)``, each ``(latent, time as SiT counts it) -> output``, from noise on."""
+    latent = draws.normal(0, Stream.INITIAL_NOISE, INDICES, LATENTS.shape)
+    for step in range(STEPS):
+        time = torch.full((3,), step / STEPS)
+        weaker = weak(latent, time)[:, :4]
+        latent = latent + (weaker + SCALE * (strong(latent, time)[:, :4] - weaker)) / STEPS
+    return latent
+
+
+def test_the_null_label_guides_where_nothing_else_is_asked_for() -> None:
+    model = small()
+    batches: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    found = drawn(model, cfg_scale=SCALE)
+    assert batches == [6] * STEPS
+    nulls = torch.full_like(LABELS, 3)
+    expected = by_hand(lambda x, t: model(x, t, LABELS), lambda x, t: model(x, t, nulls))
+    torch.testing.assert_close(found, expected)
+    assert SamplingSettings(cfg_scale=SCALE).described(build_objective("flow")).get("guide_by") is None
+    batches.clear()
+    drawn(model)
+    assert batches == [3] * STEPS
+
+
+def test_a_model_without_a_null_label_is_refused() -> None:
+    with pytest.raises(InputError, match=r"cfg_scale 2\.5 needs a null label"):
+        drawn(small(label_dropout=0.0), cfg_scale=SCALE)
+    with pytest.raises(InputError, match="guide_by 'nul' is unknown; did you mean 'null'"):
+        drawn(small(), cfg_scale=SCALE, guide_by="nul")
