@@ -55,6 +55,16 @@ class NetworkConfig:
         """Tokens of an image, T."""
         return (self.latent_size // self.patch_size) ** 2
 
+    @property
+    def num_kept(self) -> int:
+        """Tokens of an image that go through blocks which others go around, K."""
+        return self.num_tokens if self.route is None else self.route.num_kept(self.num_tokens)
+
+    @property
+    def routed_blocks(self) -> range:
+        """The numbers, from 1, of the blocks that tokens may go around."""
+        return range(0) if self.route is None else self.route.blocks(self.depth)
+
     def __post_init__(self) -> None:
         """Check at the door."""
         _check_sizes(self.latent_size, self.patch_size, self.hidden_size, self.num_heads, self.label_dropout)
@@ -63,8 +73,7 @@ class NetworkConfig:
                 f"mlp_ratio {self.mlp_ratio:g} of hidden_size {self.hidden_size} is an MLP of width 0; give more"
             )
         if self.route is not None:
-            self.route.blocks(self.depth)
-            self.route.num_kept(self.num_tokens)
+            self.route.check(self.depth, self.num_tokens)
         for entry in fields(self):
             if get_origin(entry.type) is Literal:
                 check_choice(entry.name, getattr(self, entry.name))

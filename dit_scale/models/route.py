@@ -41,6 +41,10 @@ class Route:
             )
         return range(self.from_block, last + 1)
 
+    def check(self, depth: int, num_tokens: int) -> None:
+        """Raise InputError where it does not fit a network."""
+        self.blocks(depth), self.num_kept(num_tokens)
+
     def num_kept(self, num_tokens: int) -> int:
         """Return how many of so many tokens go through the routed blocks.
 

@@ -1,11 +1,12 @@
 """What a network costs, measured on tensors of shapes alone, so that no block can be forgotten: the meta device.
 
-A network of one block and one of two tell what a block takes and what the rest does; nothing is computed.
+A network of one block and one of two tell what a block takes and what the rest does; two more, whose blocks are all
+routed, what a block of fewer tokens does. Nothing is computed.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit_scale.models.config import NetworkConfig
 from dit_scale.models.dit import DiT
 from dit_scale.models.fused import kernels_of_a_gpu
+from dit_scale.models.route import Route
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +40,26 @@ class Kept(NamedTuple):
     """Bytes that autograd keeps of one image for backward."""
 
     block: int
+    routed: int
+    """Of a block that some tokens go around; without such ones as of any block."""
     rest: int
     """Of all that is no block."""
     widest: int
     """The two largest tensors of a block."""
 
 
+def with_all_tokens(config: NetworkConfig) -> NetworkConfig:
+    """Return the network whose tokens all go through all blocks, as after routing.until_step."""
+    return config if config.route is None else replace(config, route=replace(config.route, ratio=0.0))
+
+
 @cache
 def products_of(config: NetworkConfig) -> Products:
     """Return a network's matrix products as PyTorch's own counter counts them."""
-    one, two = (_products(_on_meta(config, depth, torch.float32, has_kernels=False)) for depth in (1, 2))
-    return Products(*(first + (config.depth - 1) * (second - first) for first, second in zip(one, two, strict=True)))
+    block, routed, rest = _parts(config, lambda small: _products(_on_meta(small, torch.float32, has_kernels=False)))
+    num_routed = len(config.routed_blocks)
+    num_dense = config.depth - num_routed
+    return Products(*(c + num_dense * a + num_routed * b for a, b, c in zip(block, routed, rest, strict=True)))
 
 
 @cache
@@ -60,14 +71,32 @@ def kept_of(config: NetworkConfig, bytes_per_number: int, on_gpu: bool) -> Kept:
     if on_gpu and kernels_of_a_gpu() is None:
         log.warning("Triton is not installed: activations are counted without our kernels, which keep 15% less")
     dtype = {2: torch.bfloat16, 4: torch.float32}[bytes_per_number]
-    one, two = (_kept(_on_meta(config, depth, dtype, on_gpu)) for depth in (1, 2))
-    block = sum(two) - sum(one)
-    return Kept(block, sum(one) - block, sum(sorted(one)[-2:]))
+    (block,), (routed,), (rest,) = _parts(config, lambda small: [sum(_kept(_on_meta(small, dtype, on_gpu)))])
+    one = _kept(_on_meta(replace(config, depth=1, route=None), dtype, on_gpu))
+    return Kept(block, routed, rest, sum(sorted(one)[-2:]))
 
 
-def _on_meta(config: NetworkConfig, depth: int, dtype: torch.dtype, has_kernels: bool) -> DiT:
+def _parts(config: NetworkConfig, measure: Callable[[NetworkConfig], Sequence[int]]) -> list[list[int]]:
+    """Return what is measured of a block, of a routed block, and of all that is no block."""
+
+    def block_and_rest(route: Route | None) -> tuple[list[int], list[int]]:
+        one, two = (measure(replace(config, depth=depth, route=_throughout(route, depth))) for depth in (1, 2))
+        block = [second - first for first, second in zip(one, two, strict=True)]
+        return block, [first - each for first, each in zip(one, block, strict=True)]
+
+    block, rest = block_and_rest(None)
+    if config.route is None:
+        return [block, block, rest]
+    return [block, *block_and_rest(config.route)]
+
+
+def _throughout(route: Route | None, depth: int) -> Route | None:
+    return route and replace(route, from_block=1, to_block=depth)
+
+
+def _on_meta(config: NetworkConfig, dtype: torch.dtype, has_kernels: bool) -> DiT:
     with torch.device("meta"):
-        model = DiT(**asdict(replace(config, depth=depth))).to(dtype)
+        model = DiT(**vars(config)).to(dtype)
     if not has_kernels:
         model.turn_off_kernels()
     return model
@@ -76,7 +105,10 @@ def _on_meta(config: NetworkConfig, depth: int, dtype: torch.dtype, has_kernels:
 def _output(model: DiT) -> Tensor:
     latent = torch.empty(1, model.in_channels, model.latent_size, model.latent_size, device="meta")
     timestep, condition = torch.empty(1, device="meta"), model.condition.empty(1, "meta")
-    return model(latent.to(model.pos_embed.dtype), timestep, condition)
+    num_kept = model.config.num_kept
+    is_routed = num_kept < model.config.num_tokens
+    kept_tokens = torch.empty(1, num_kept, dtype=torch.long, device="meta") if is_routed else None
+    return model(latent.to(model.pos_embed.dtype), timestep, condition, kept_tokens=kept_tokens)
 
 
 def _products(model: DiT) -> Products:

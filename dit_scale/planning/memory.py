@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from dit_scale.models.dit import DiT
 from dit_scale.parameters import num_parameters, num_trained, trained
-from dit_scale.planning.measuring import kept_of
+from dit_scale.planning.measuring import kept_of, with_all_tokens
 
 FP32_BYTES = 4
 CHECKPOINT_BYTES_PER_PARAMETER = 16
@@ -45,6 +45,8 @@ class TrainingSetup:
     on_gpu: bool = True
     """A GPU's buckets are allocated whole, and doubled so that reducing overlaps; a CPU's only as far as used. A GPU's
     kernels keep what goes into them, where PyTorch on a CPU keeps what is between, too."""
+    all_tokens: bool = False
+    """Whether no token goes around routed blocks, as after routing.until_step."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,10 @@ def checkpoint_bytes(model: DiT, num_extra_emas: int = 0) -> int:
     return (CHECKPOINT_BYTES_PER_PARAMETER + FP32_BYTES * num_extra_emas) * trainable
 
 
-def activation_bytes_per_image(model: DiT, bytes_per_number: int) -> int:
+def activation_bytes_per_image(model: DiT, bytes_per_number: int, all_tokens: bool = False) -> int:
     """Return the bytes that autograd keeps of one image on a GPU, where nothing is recomputed."""
-    return _activations(model, TrainingSetup(micro_batch_size=1, bytes_per_number=bytes_per_number))[0]
+    setup = TrainingSetup(micro_batch_size=1, bytes_per_number=bytes_per_number, all_tokens=all_tokens)
+    return _activations(model, setup)[0]
 
 
 # ---------------------------------------------------------------- parts
@@ -181,13 +184,18 @@ def _bucket_elements(total: int, setup: TrainingSetup) -> int:
 def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
     """Return the bytes that autograd keeps, and the workspace of backward, for one micro batch."""
     every, number, images = setup.checkpoint_every_blocks, setup.bytes_per_number, setup.micro_batch_size
-    kept = kept_of(model.config, number, setup.on_gpu)
-    recomputed = len(range(0, model.depth, every)) if every else 0
-    tokens, latent = number * model.grid_side**2 * model.hidden_size, model.in_channels * model.latent_size**2
-    block = tokens + setup.activation_budget * (kept.block - tokens)
-    blocks = (model.depth - recomputed) * block + recomputed * tokens
+    config = with_all_tokens(model.config) if setup.all_tokens else model.config
+    kept = kept_of(config, number, setup.on_gpu)
+    latent, token = model.in_channels * model.latent_size**2, number * model.hidden_size
+    tokens = token * config.num_tokens
+    recomputed = range(1, model.depth + 1, every) if every else range(0)
+    blocks = 0.0
+    for block in range(1, model.depth + 1):
+        is_routed = block in config.routed_blocks
+        entering, whole = (token * config.num_kept, kept.routed) if is_routed else (tokens, kept.block)
+        blocks += entering + (0.0 if block in recomputed else setup.activation_budget * (whole - entering))
     outside = kept.rest + FP32_BYTES * _LOSS_LATENTS * latent
     # Gradients of the two widest activations, before and after the MLP's GELU, and of the tokens live at once.
     gradients = kept.widest + tokens
-    is_recomputed = recomputed > 0 or setup.activation_budget < 1
+    is_recomputed = len(recomputed) > 0 or setup.activation_budget < 1
     return round(images * (blocks + outside)), images * (gradients + (kept.block if is_recomputed else 0))

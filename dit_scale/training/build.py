@@ -1,6 +1,6 @@
 """From a configuration to everything that a run's loop works with."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
     model = _new_model(config, dataset, is_new_run=found is None)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     peak = peak_flops(device, config.engine.precision)
-    flops_per_image = training_flops_per_image(model) if peak else 0
+    flops_of_step = _flops_of_step(model, config.routing.until_step) if peak else None
     learner = _learner(model, config, dataset, world, device, conveniences)
     rank_times = RankTimes(world, ForwardTime(learner.engine.module), config.log.every_steps)
     start = _begin(learner.state, found, weights, world)
@@ -103,7 +103,7 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
     time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
     periodic = PeriodicTasks(config, dataset, learner.loss_function, world, device, phases, conveniences)
     _write_down(config, dataset, world, device, conveniences)
-    metrics = StepMetrics(learner.plan, rank_times, flops_per_image, peak and peak * world.world_size)
+    metrics = StepMetrics(learner.plan, rank_times, flops_of_step, peak and peak * world.world_size)
     with RunLog(config, world, start.step, conveniences) as log, closing(saving), closing(dataset):
         yield Run(
             *(config, world, phases, dataset, data, learner, start),
@@ -120,6 +120,12 @@ def _new_model(config: Config, dataset: LatentDataset, is_new_run: bool) -> DiT:
     if is_new_run and config.init_from is not None:
         load_initial(model, config.init_from)
     return model
+
+
+def _flops_of_step(model: DiT, until_step: int) -> Callable[[int], int]:
+    """Return how many floating-point operations an image takes in a step of this number."""
+    routed, dense = training_flops_per_image(model), training_flops_per_image(model, all_tokens=True)
+    return lambda step: dense if 0 < until_step < step else routed
 
 
 def _learner(

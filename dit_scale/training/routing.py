@@ -38,8 +38,8 @@ class TokenDraws:
 
 def token_draws(config: Config, model: DiT) -> TokenDraws | None:
     """Return the draws of a run, None where it routes no tokens."""
-    routing, route, num_tokens = config.routing, model.config.route, model.config.num_tokens
-    if route is None:
+    routing, network = config.routing, model.config
+    if not routing.ratio:
         return None
     images = routing.until_step * config.train.global_batch_size
-    return TokenDraws(num_tokens, route.num_kept(num_tokens), routing.path_drop, images or None)
+    return TokenDraws(network.num_tokens, network.num_kept, routing.path_drop, images or None)
