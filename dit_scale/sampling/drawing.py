@@ -42,7 +42,7 @@ class SamplingSettings(SampleConfig):
             return (output, [output] * len(hidden)) if hidden else output
 
         condition, only = model.condition.empty(1, "cpu"), torch.zeros(1, dtype=torch.long)
-        drawing = Drawing(zeros, model, condition, only, self.cfg_scale)
+        drawing = Drawing(zeros, model, condition, only, self.cfg_scale, seed=self.seed)
         latent = _draw(drawing, objective, (model.in_channels, 1, 1), self)
         if not torch.isfinite(latent).all():
             options = ", ".join(f"{name}={value:g}" for name, value in self.solver_options.items()) or "no options"
@@ -91,7 +91,7 @@ def sample_latents(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Return final latents [N, C, H, W] for the model's condition (labels [N]) and image indices [N]."""
-    drawing = Drawing(_in_fp32(model), model, condition, indices, settings.cfg_scale)
+    drawing = Drawing(_in_fp32(model), model, condition, indices, settings.cfg_scale, seed=settings.seed)
     return _draw(drawing, objective, latents.shape, settings, on_step)
 
 

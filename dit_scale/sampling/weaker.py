@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_scale.diffusion import Pair, with_null
+from dit_scale import draws
+from dit_scale.diffusion import Pair, one_by_one, with_null
 from dit_scale.diffusion.losses import LabelledDenoiser
+from dit_scale.draws import Stream
 from dit_scale.errors import InputError, nearest
 from dit_scale.models import DiT
 
@@ -27,6 +29,7 @@ class Drawing:
     indices: Tensor
     """Of the images, [N]."""
     cfg_scale: float
+    seed: int = 0
 
     def under(self, condition: Tensor, **asked: Any) -> LabelledDenoiser:
         """Return the network under a condition, with further keywords of ``DiT.forward``."""
@@ -43,7 +46,40 @@ def _null(drawing: Drawing) -> Pair:
     return with_null(drawing.network, drawing.condition, nulls)
 
 
-KINDS: dict[str, Callable[[Drawing], Pair]] = {"null": _null}
+def _routed(drawing: Drawing) -> Pair:
+    """Have a part of the tokens go around the routed blocks (TREAD, arXiv 2501.04765)."""
+    _check_route(drawing, "routed")
+    total, count = drawing.model.config.num_tokens, drawing.model.config.num_kept
+    return _around(drawing, draws.subset(drawing.seed, Stream.ROUTING, drawing.indices, total, count))
+
+
+def _dropped(drawing: Drawing) -> Pair:
+    """Do without the routed blocks: path-drop guidance (SPRINT, arXiv 2510.21986)."""
+    _check_route(drawing, "dropped")
+    return _around(drawing, drawing.indices.new_empty(len(drawing.indices), 0))
+
+
+def _check_route(drawing: Drawing, guide_by: str) -> None:
+    if drawing.model.config.route is None:
+        raise InputError(
+            f"guide_by {guide_by} needs a network that was trained with a route, and this one has none; train with "
+            f"routing.ratio, such as 0.5, or choose another guide_by"
+        )
+
+
+def _around(drawing: Drawing, kept_tokens: Tensor) -> Pair:
+    """Return the network beside itself with these tokens kept, without its condition where it knows none."""
+    nulls = drawing.model.condition.nulls(drawing.condition)
+    condition = drawing.condition if nulls is None else nulls
+
+    def weaker(noised: Tensor, time: Tensor) -> Tensor:
+        output: Tensor = drawing.network(noised, time, condition, kept_tokens=kept_tokens)
+        return output
+
+    return one_by_one(drawing.under(drawing.condition), weaker)
+
+
+KINDS: dict[str, Callable[[Drawing], Pair]] = {"null": _null, "routed": _routed, "dropped": _dropped}
 """Each makes the pair of a drawing's network and the weaker one, or raises InputError where the model has none."""
 
 

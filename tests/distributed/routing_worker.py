@@ -9,7 +9,6 @@ and, where blocks are compiled, the graphs.
 import json
 import sys
 import warnings
-from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -68,13 +67,13 @@ def plain(fill: str) -> dict[str, list[float]]:
     return {"losses": losses, "norms": norms}
 
 
-def under_deepspeed(stage: Literal[0, 1, 2, 3], every: int, fill: str, compiles: bool, world: World) -> dict[str, Any]:
-    """Return the same of an engine whose ranks see a part each, in two micro batches."""
+def under_deepspeed(stage: Literal[0, 1, 2, 3], fill: str, compiles: bool, world: World) -> dict[str, Any]:
+    """Return the same of an engine whose ranks see a part each, in micro batches, every second block recomputed."""
     torch._dynamo.reset()
     counters.clear()
     train = TrainSection(global_batch_size=BATCH, micro_batch_size_per_gpu=1, learning_rate=RATE, weight_decay=0.0)
     plan = plan_batches(train, world.world_size)
-    config = EngineConfig(zero_stage=stage, precision="fp32", compile=compiles, checkpoint_every_blocks=every)
+    config = EngineConfig(zero_stage=stage, precision="fp32", compile=compiles, checkpoint_every_blocks=2)
     model = routed_model(fill)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     engine = build_engine(model, config, train, plan, world, "cpu")
@@ -103,9 +102,8 @@ def main(fill: str, compiles: bool) -> None:
     set_threads(world, 1)
     results: dict[str, Any] = {}
     with process_group(world, "cpu"):
-        for stage, every in ((1, 0), (3, 2)) if compiles else product((0, 1, 2, 3), (0, 2)):
-            found = under_deepspeed(stage, every, fill, compiles, world)  # type: ignore[arg-type]
-            results[f"stage {stage}, checkpointing {every}"] = found
+        for stage in (1, 3) if compiles else (0, 1, 2, 3):
+            results[f"stage {stage}"] = under_deepspeed(stage, fill, compiles, world)  # type: ignore[arg-type]
         dist.barrier()
         if world.is_rank_zero:
             print(json.dumps({"plain": plain(fill)} | results), flush=True)

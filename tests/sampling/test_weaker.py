@@ -9,7 +9,7 @@ from dit_scale.diffusion import build_objective
 from dit_scale.draws import Stream
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
-from dit_scale.models import DiT
+from dit_scale.models import DiT, Route
 from dit_scale.sampling import SamplingSettings, sample_latents
 from tests.networks import fill
 
@@ -62,3 +62,35 @@ def test_a_model_without_a_null_label_is_refused() -> None:
         drawn(small(label_dropout=0.0), cfg_scale=SCALE)
     with pytest.raises(InputError, match="guide_by 'nul' is unknown; did you mean 'null'"):
         drawn(small(), cfg_scale=SCALE, guide_by="nul")
+
+
+@pytest.mark.parametrize("has_null", [True, False])
+def test_fewer_tokens_in_the_routed_blocks_guide_and_are_drawn_by_seed_and_image_alone(has_null: bool) -> None:
+    model = small(route=Route(1, 1, "learnt", 0.75), label_dropout=0.1 if has_null else 0.0)
+    weak = torch.full_like(LABELS, 3) if has_null else LABELS
+    kept = draws.subset(0, Stream.ROUTING, INDICES, 16, 4)
+    found = drawn(model, cfg_scale=SCALE, guide_by="routed")
+    expected = by_hand(lambda x, t: model(x, t, LABELS), lambda x, t: model(x, t, weak, kept_tokens=kept))
+    torch.testing.assert_close(found, expected)
+    how = SamplingSettings(solver="euler", num_sampling_steps=STEPS, cfg_scale=SCALE, guide_by="routed")
+    alone = sample_latents(model, build_objective("flow"), LATENTS, LABELS[2:], INDICES[2:], how)
+    torch.testing.assert_close(alone, found[2:])
+    assert how.described(build_objective("flow"))["guide_by"] == "routed"
+
+
+def test_the_network_without_its_routed_blocks_guides_and_they_do_not_run() -> None:
+    model = small(route=Route(1, 1, "learnt"))
+    nulls, none = torch.full_like(LABELS, 3), torch.zeros(3, 0, dtype=torch.long)
+    runs: list[int] = []
+    hook = model.blocks[0].register_forward_hook(lambda *_: runs.append(1))
+    found = drawn(model, cfg_scale=SCALE, guide_by="dropped")
+    assert len(runs) == STEPS
+    hook.remove()
+    expected = by_hand(lambda x, t: model(x, t, LABELS), lambda x, t: model(x, t, nulls, kept_tokens=none))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("guide_by", ["routed", "dropped"])
+def test_a_model_without_a_route_has_no_fewer_tokens_to_guide_by(guide_by: str) -> None:
+    with pytest.raises(InputError, match=f"guide_by {guide_by} needs a network that was trained with a route"):
+        drawn(small(), cfg_scale=SCALE, guide_by=guide_by)
