@@ -47,6 +47,8 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(self.depth))
         self.final_layer = FinalLayer(config, self.out_channels)
         self.initialize_weights()
+        if config.early_block:  # last: all other initial values are as without it
+            self.early_layer = _early_layer(config, self.out_channels)
 
     @property
     def null_label(self) -> int | None:
@@ -97,40 +99,58 @@ class DiT(nn.Module):
             block.forward = torch.compile(block.forward, dynamic=False)
 
     def forward(
-        self, latent: Tensor, timestep: Tensor, condition: Tensor, hidden: Sequence[int] = ()
+        self, latent: Tensor, timestep: Tensor, condition: Tensor, hidden: Sequence[int | str] = ()
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return the network's output for a noised latent, in the dtype of the weights.
 
         ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real, ``condition`` [N, ...] (labels: [N] integer); the
-        output is [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without. ``hidden`` numbers blocks from
-        1; where it names any, the tokens [N, T, D] that leave these blocks come, too: (output, [tokens, ...]).
+        output is [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without. ``hidden`` asks for more:
+        the tokens [N, T, D] that leave a block, by its number from 1, or what a side layer makes of them, by its name
+        (``early_layer``: an output [N, C_out, S, S]). It comes as (output, [what is asked for, ...]).
 
         Raises:
-            InputError: ``hidden`` numbers a block that there is not.
+            InputError: ``hidden`` asks for a block or a side layer that there is not.
         """
-        self._check_hidden(hidden)
+        leaves = {asked: self._block_of(asked) for asked in hidden}
         tokens = self.x_embedder(latent) + self.pos_embed  # [N, T, D]
         conditioning = self.t_embedder(timestep) + self.y_embedder(condition)  # [N, D]
         # Here, outside of what is compiled:
         backend = choose_backend(self.attention, tokens.device, tokens.dtype, self.is_compiled, self.has_kernels)
-        kept: dict[int, Tensor] = {}
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
         for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, conditioning, backend)
-            if number in hidden:
-                kept[number] = tokens
+            if number in leaves.values():
+                kept[number] = tokens, conditioning
         patches = self.final_layer(tokens, conditioning)  # [N, T, P*P*C_out]
         output = self.unpatchify(patches)  # [N, C_out, S, S]
-        return (output, [kept[number] for number in hidden]) if hidden else output
+        return (output, [self._side(asked, *kept[leaves[asked]]) for asked in hidden]) if hidden else output
 
-    def _check_hidden(self, hidden: Sequence[int]) -> None:
-        for number in hidden:
-            if not 1 <= number <= self.depth:
-                raise InputError(
-                    f"hidden state {number} is asked for and blocks are numbered 1 to {self.depth}; give one of these"
-                )
+    def _block_of(self, asked: int | str) -> int:
+        """Return the block whose tokens are asked for, or that a side layer stands after."""
+        if asked == "early_layer" and self.config.early_block:
+            return self.config.early_block
+        if isinstance(asked, int) and 1 <= asked <= self.depth:
+            return asked
+        raise InputError(
+            f"hidden state {asked} is asked for and blocks are numbered 1 to {self.depth}; give one of these"
+        )
+
+    def _side(self, asked: int | str, tokens: Tensor, conditioning: Tensor) -> Tensor:
+        """Return a block's tokens [N, T, D], or what a side layer makes of them."""
+        return tokens if isinstance(asked, int) else self.unpatchify(self.early_layer(tokens, conditioning))
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """Lay patches [N, T, P*P*C_out] out as a latent [N, C_out, S, S]."""
         grid, patch = self.grid_side, self.patch_size
         tiles = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))  # [N, G, G, P, P, C_out]
         return tiles.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # [N, C_out, S, S]
+
+
+def _early_layer(config: NetworkConfig, out_channels: int) -> FinalLayer:
+    """Return a second final layer; unlike the first, it does not start at zero."""
+    layer = FinalLayer(config, out_channels)
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    return layer

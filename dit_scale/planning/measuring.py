@@ -67,16 +67,21 @@ def kept_of(config: NetworkConfig, bytes_per_number: int, on_gpu: bool) -> Kept:
 
 def _on_meta(config: NetworkConfig, depth: int, dtype: torch.dtype, has_kernels: bool) -> DiT:
     with torch.device("meta"):
-        model = DiT(**asdict(replace(config, depth=depth))).to(dtype)
+        model = DiT(**asdict(replace(config, depth=depth, early_block=min(config.early_block, depth)))).to(dtype)
     if not has_kernels:
         model.turn_off_kernels()
     return model
 
 
 def _output(model: DiT) -> Tensor:
+    """Return the output of a training step's pass; with an early layer, the sum of both."""
     latent = torch.empty(1, model.in_channels, model.latent_size, model.latent_size, device="meta")
     timestep, condition = torch.empty(1, device="meta"), model.condition.empty(1, "meta")
-    return model(latent.to(model.pos_embed.dtype), timestep, condition)
+    inputs = latent.to(model.pos_embed.dtype), timestep, condition
+    if not model.config.early_block:
+        return model(*inputs)
+    output, (early,) = model(*inputs, hidden=("early_layer",))
+    return output + early
 
 
 def _products(model: DiT) -> Products:

@@ -1,4 +1,4 @@
-"""The weaker models of guidance, by the names that ``guide_by`` takes."""
+"""The weaker models of guidance, by the names that ``guide_by`` takes; what has no name is the path of another run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_scale.diffusion import Pair, with_null
+from dit_scale.diffusion import Pair, one_by_one, with_null
 from dit_scale.diffusion.losses import LabelledDenoiser
 from dit_scale.errors import InputError, nearest
 from dit_scale.models import DiT
@@ -27,10 +27,12 @@ class Drawing:
     indices: Tensor
     """Of the images, [N]."""
     cfg_scale: float
+    other: Network | None = None
+    """Of the run or checkpoint that ``guide_by`` is the path of."""
 
-    def under(self, condition: Tensor, **asked: Any) -> LabelledDenoiser:
-        """Return the network under a condition, with further keywords of ``DiT.forward``."""
-        return lambda noised, time: self.network(noised, time, condition, **asked)
+    def alone(self, **asked: Any) -> LabelledDenoiser:
+        """Return the network under its condition, with further keywords of ``DiT.forward``."""
+        return lambda noised, time: self.network(noised, time, self.condition, **asked)
 
 
 def _null(drawing: Drawing) -> Pair:
@@ -43,7 +45,21 @@ def _null(drawing: Drawing) -> Pair:
     return with_null(drawing.network, drawing.condition, nulls)
 
 
-KINDS: dict[str, Callable[[Drawing], Pair]] = {"null": _null}
+def _early(drawing: Drawing) -> Pair:
+    if not drawing.model.config.early_block:
+        raise InputError(
+            "guide_by early needs a network with a second final layer, and this one has none; train with "
+            "model.early_block, such as 8, or choose another guide_by"
+        )
+
+    def pair(noised: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        output, (early,) = drawing.network(noised, time, drawing.condition, hidden=("early_layer",))
+        return output, early
+
+    return pair
+
+
+KINDS: dict[str, Callable[[Drawing], Pair]] = {"null": _null, "early": _early}
 """Each makes the pair of a drawing's network and the weaker one, or raises InputError where the model has none."""
 
 
@@ -51,9 +67,16 @@ def pair_of(guide_by: str | None, drawing: Drawing) -> Pair:
     """Return the network beside the weaker one that a setting names; None is ``null``.
 
     Raises:
-        InputError: the setting names none, or one that the model does not have.
+        InputError: the setting names one that the model does not have, or a path whose network is not there.
     """
-    name = guide_by or "null"
-    if name not in KINDS:
-        raise InputError(f"guide_by {name!r} is unknown{nearest(name, KINDS)}")
-    return KINDS[name](drawing)
+    if not is_path(guide_by):
+        return KINDS[guide_by or "null"](drawing)
+    other = drawing.other
+    if other is None:
+        raise InputError(f"guide_by {guide_by!r} is unknown{nearest(str(guide_by), KINDS)}")
+    return one_by_one(drawing.alone(), lambda noised, time: other(noised, time, drawing.condition))
+
+
+def is_path(guide_by: str | None) -> bool:
+    """Return whether a setting names no kind, and so is the path of another run or checkpoint."""
+    return guide_by is not None and guide_by not in KINDS
