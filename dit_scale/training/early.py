@@ -1,4 +1,7 @@
-"""The loss of a network's second final layer, which guides at sampling in one pass a step (``guide_by=early``)."""
+"""The loss of a network's second final layer, which guides at sampling in one pass a step (``guide_by=early``).
+
+Internal guidance, Zhou et al., arXiv 2512.24176.
+"""
 
 from dataclasses import dataclass
 
