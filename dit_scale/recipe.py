@@ -32,4 +32,6 @@ def route_of(routing: RoutingConfig) -> Route | None:
 
 def objective_of(config: DiffusionConfig, learn_sigma: bool) -> Objective:
     """Build the objective; raises InputError where the model's outputs do not fit it."""
-    return build_objective(**asdict(config), learn_sigma=learn_sigma)
+    settings = asdict(config)
+    del settings["early_weight"]  # of a loss beside it
+    return build_objective(**settings, learn_sigma=learn_sigma)

@@ -164,10 +164,13 @@ def test_a_step_is_measured_beside_a_plain_one_of_the_same_weights(tmp_path: Pat
 def test_sampling_is_measured_beside_a_plain_one_that_draws_the_same(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     small = ["--model", "DiT-S/8", "--image-size", "128", "--batch-size", "2", "--num-sampling-steps", "5"]
-    main(["bench", "sample", *small, "--rounds", "1", "--peer-path", str(PLAIN), "--json", str(out)])
+    guides = ["--guide-by", "early", "--peer-path", str(PLAIN)]
+    main(["bench", "sample", *small, "--rounds", "1", *guides, "--json", str(out)])
     report = _report(out)
     assert report["latent_difference"]["plain"] < 1e-4
     assert report["speedup"]["plain"]["median"] > 0.0
+    assert set(report["seconds"]) == {"dit_scale", "dit_scale, guide_by early", "plain"}
+    assert report["against_null"]["dit_scale, guide_by early"]["median"] > 0.0
 
 
 def test_attention_kernels_are_timed_or_say_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,11 +24,12 @@ OURS, WITHOUT_DEEPSPEED = "dit_scale", "without DeepSpeed"
 _PACKAGES = ("dit_scale", "torch", "deepspeed", "xformers", "torchao", "numpy")
 
 
-def random_model(name: str, latents: LatentSpec, device: str = "cpu") -> DiT:
+def random_model(name: str, latents: LatentSpec, device: str = "cpu", **settings: Any) -> DiT:
     """Return a model whose every weight counts: a new one's gates are all closed."""
     torch.manual_seed(0)
     with torch.device(device):
-        model = build_model(name, latent_size=latents.size, in_channels=latents.channels, num_classes=CLASSES)
+        shape = {"latent_size": latents.size, "in_channels": latents.channels}
+        model = build_model(name, num_classes=CLASSES, **shape, **settings)
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.02)

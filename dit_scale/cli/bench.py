@@ -56,6 +56,13 @@ def _add_bench_sample(benchmarks) -> None:  # type: ignore[no-untyped-def]
     _add_model_options(command, batch_size=8)
     _add_peer(command)
     command.add_argument("--num-sampling-steps", type=positive, default=10, metavar="N", help="(default %(default)s)")
+    command.add_argument(
+        "--guide-by",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="guide by this weaker model, too, such as early, beside the null label; may be given several times",
+    )
     _add_kernels(command)
     _add_bench_options(command, rounds=5)
     command.set_defaults(run=_bench_sample)
@@ -212,6 +219,7 @@ def _bench_sample(options: argparse.Namespace) -> None:
         EngineConfig(precision=options.precision, compile=options.compile, kernels=options.kernels),
         options.peer_path,
         options.peer_precision,
+        [guide for guide in options.guide_by if guide != "null"],
         options.rounds,
         options.json,
     )

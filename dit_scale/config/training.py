@@ -256,6 +256,11 @@ class Config:
                 f"validation.every_steps={self.validation.every_steps} needs held-out records, but none are; give "
                 f"data.held_out_fraction, such as 0.01, or validation.every_steps=0"
             )
+        if not self.model.early_block and self.diffusion.early_weight != DiffusionConfig.early_weight:
+            raise InputError(
+                f"diffusion.early_weight={self.diffusion.early_weight:g} has no effect with model.early_block=0; leave "
+                f"it out, or give model.early_block above 0"
+            )
         for name in ("preview", "evaluation"):
             section: PreviewConfig | EvaluationConfig = getattr(self, name)
             is_by_null = section.cfg_scale != 1 and section.guide_by is None

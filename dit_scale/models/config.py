@@ -45,6 +45,8 @@ class NetworkConfig:
     """Above 0 the condition has a null; the label table, a row for it."""
     learn_sigma: bool = True
     """Twice the output channels."""
+    early_block: int = 0
+    """A second final layer, ``early_layer``, makes an output of the tokens that leave this block; 0 is none."""
     attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "matmul"] = "auto"
     """The attention kernel."""
     route: Route | None = None
@@ -71,6 +73,11 @@ class NetworkConfig:
         if int(self.hidden_size * self.mlp_ratio) < 1:
             raise InputError(
                 f"mlp_ratio {self.mlp_ratio:g} of hidden_size {self.hidden_size} is an MLP of width 0; give more"
+            )
+        if not 0 <= self.early_block <= self.depth:
+            raise InputError(
+                f"early_block {self.early_block} is not one of {self.depth} blocks; give 1 to {self.depth}, or 0 for "
+                f"none"
             )
         if self.route is not None:
             self.route.check(self.depth, self.num_tokens)

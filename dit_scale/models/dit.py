@@ -49,6 +49,8 @@ class DiT(nn.Module):
         self.final_layer = FinalLayer(config, self.out_channels)
         self.route = None if config.route is None else Rejoining(config.route.fill, self.hidden_size)
         self.initialize_weights()
+        if config.early_block:  # last: all other initial values are as without it
+            self.early_layer = _early_layer(config, self.out_channels)
 
     @property
     def null_label(self) -> int | None:
@@ -105,37 +107,38 @@ class DiT(nn.Module):
         latent: Tensor,
         timestep: Tensor,
         condition: Tensor,
-        hidden: Sequence[int] = (),
+        hidden: Sequence[int | str] = (),
         kept_tokens: Tensor | None = None,
         path_dropped: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return the network's output for a noised latent, in the dtype of the weights.
 
         ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real, ``condition`` [N, ...] (labels: [N] integer); the
-        output is [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without. ``hidden`` numbers blocks from
-        1; where it names any, the tokens [N, T, D] that leave these blocks come, too: (output, [tokens, ...]).
+        output is [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without. ``hidden`` asks for more:
+        the tokens [N, T, D] that leave a block, by its number from 1, or what a side layer makes of them, by its name
+        (``early_layer``: an output [N, C_out, S, S]). It comes as (output, [what is asked for, ...]).
 
         ``kept_tokens`` [N, K] are the places, rising, of the tokens that go through the routed blocks, where the
         network has a route; None has all of them go. With K = 0 these blocks do not run, and no step may train them.
         ``path_dropped`` [N] are images that do without what the routed blocks return.
 
         Raises:
-            InputError: ``hidden`` numbers a block that there is not, or a routed one where not all tokens go through
-                it; or tokens are routed, and the network has no route.
+            InputError: ``hidden`` asks for a block or a side layer that there is not, or for a routed block where not
+                all tokens go through it; or tokens are routed, and the network has no route.
         """
-        self._check_hidden(hidden)
-        routed = routed_blocks(self.config.route, self.depth, hidden, kept_tokens, path_dropped)
+        leaves = {asked: self._block_of(asked) for asked in hidden}
+        routed = routed_blocks(self.config.route, self.depth, leaves.values(), kept_tokens, path_dropped)
         tokens = self.x_embedder(latent) + self.pos_embed  # [N, T, D]
         conditioning = self.t_embedder(timestep) + self.y_embedder(condition)  # [N, D]
         # Here, outside of what is compiled:
         backend = choose_backend(self.attention, tokens.device, tokens.dtype, self.is_compiled, self.has_kernels)
-        states: dict[int, Tensor] = {}
+        states: dict[int, tuple[Tensor, Tensor]] = {}
 
         def through(numbers: Iterable[int], tokens: Tensor) -> Tensor:
             for number in numbers:
                 tokens = self.blocks[number - 1](tokens, conditioning, backend)
-                if number in hidden:
-                    states[number] = tokens
+                if number in leaves.values():
+                    states[number] = tokens, conditioning
             return tokens
 
         tokens = through(range(1, routed.start), tokens)  # [N, T, D]
@@ -146,17 +149,34 @@ class DiT(nn.Module):
         tokens = through(range(routed.stop, self.depth + 1), tokens)  # [N, T, D]
         patches = self.final_layer(tokens, conditioning)  # [N, T, P*P*C_out]
         output = self.unpatchify(patches)  # [N, C_out, S, S]
-        return (output, [states[number] for number in hidden]) if hidden else output
+        return (output, [self._side(asked, *states[leaves[asked]]) for asked in hidden]) if hidden else output
 
-    def _check_hidden(self, hidden: Sequence[int]) -> None:
-        for number in hidden:
-            if not 1 <= number <= self.depth:
-                raise InputError(
-                    f"hidden state {number} is asked for and blocks are numbered 1 to {self.depth}; give one of these"
-                )
+    def _block_of(self, asked: int | str) -> int:
+        """Return the block whose tokens are asked for, or that a side layer stands after."""
+        if asked == "early_layer" and self.config.early_block:
+            return self.config.early_block
+        if isinstance(asked, int) and 1 <= asked <= self.depth:
+            return asked
+        raise InputError(
+            f"hidden state {asked} is asked for and blocks are numbered 1 to {self.depth}; give one of these"
+        )
+
+    def _side(self, asked: int | str, tokens: Tensor, conditioning: Tensor) -> Tensor:
+        """Return a block's tokens [N, T, D], or what a side layer makes of them."""
+        return tokens if isinstance(asked, int) else self.unpatchify(self.early_layer(tokens, conditioning))
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """Lay patches [N, T, P*P*C_out] out as a latent [N, C_out, S, S]."""
         grid, patch = self.grid_side, self.patch_size
         tiles = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))  # [N, G, G, P, P, C_out]
         return tiles.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # [N, C_out, S, S]
+
+
+def _early_layer(config: NetworkConfig, out_channels: int) -> FinalLayer:
+    """Return a second final layer; unlike the first, it does not start at zero."""
+    layer = FinalLayer(config, out_channels)
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    return layer

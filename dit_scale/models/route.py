@@ -4,7 +4,7 @@ TREAD (arXiv 2501.04765) leaves in the places of the others what entered the blo
 token, and fuses the result with what entered. N samples of T tokens of width D, of which K are kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,7 +60,7 @@ class Route:
 
 
 def routed_blocks(
-    route: Route | None, depth: int, hidden: Sequence[int], kept_tokens: Tensor | None, path_dropped: Tensor | None
+    route: Route | None, depth: int, hidden: Iterable[int], kept_tokens: Tensor | None, path_dropped: Tensor | None
 ) -> range:
     """Return the numbers of the routed blocks of a network; none, ahead of the first block, where it has no route.
 

@@ -103,12 +103,17 @@ def _on_meta(config: NetworkConfig, dtype: torch.dtype, has_kernels: bool) -> Di
 
 
 def _output(model: DiT) -> Tensor:
+    """Return the output of a training step's pass; with an early layer, the sum of both."""
     latent = torch.empty(1, model.in_channels, model.latent_size, model.latent_size, device="meta")
     timestep, condition = torch.empty(1, device="meta"), model.condition.empty(1, "meta")
     num_kept = model.config.num_kept
     is_routed = num_kept < model.config.num_tokens
     kept_tokens = torch.empty(1, num_kept, dtype=torch.long, device="meta") if is_routed else None
-    return model(latent.to(model.pos_embed.dtype), timestep, condition, kept_tokens=kept_tokens)
+    inputs = latent.to(model.pos_embed.dtype), timestep, condition
+    if not model.config.early_block:
+        return model(*inputs, kept_tokens=kept_tokens)
+    output, (early,) = model(*inputs, hidden=("early_layer",))
+    return output + early
 
 
 def _products(model: DiT) -> Products:

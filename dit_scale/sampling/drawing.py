@@ -17,7 +17,7 @@ from dit_scale.draws import Stream
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
-from dit_scale.sampling.weaker import Drawing, Network, pair_of
+from dit_scale.sampling.weaker import Drawing, Network, is_path, pair_of
 
 EVERYWHERE: Interval = (0.0, 1.0)
 
@@ -42,7 +42,7 @@ class SamplingSettings(SampleConfig):
             return (output, [output] * len(hidden)) if hidden else output
 
         condition, only = model.condition.empty(1, "cpu"), torch.zeros(1, dtype=torch.long)
-        drawing = Drawing(zeros, model, condition, only, self.cfg_scale, seed=self.seed)
+        drawing = Drawing(zeros, model, condition, only, self.cfg_scale, zeros, self.seed)
         latent = _draw(drawing, objective, (model.in_channels, 1, 1), self)
         if not torch.isfinite(latent).all():
             options = ", ".join(f"{name}={value:g}" for name, value in self.solver_options.items()) or "no options"
@@ -60,6 +60,11 @@ class SamplingSettings(SampleConfig):
                 "give a solver with fixed steps such as 'heun', or no interval"
             )
         return solver
+
+    @property
+    def guiding_path(self) -> str | None:
+        """The run or checkpoint that guides, or None."""
+        return self.guide_by if self.cfg_scale != 1 and is_path(self.guide_by) else None
 
     def name_of_solver(self, objective: Objective) -> str:
         """Return the solver's name, the objective's default where none is given."""
@@ -89,9 +94,14 @@ def sample_latents(
     indices: Tensor,
     settings: SamplingSettings,
     on_step: OnStep | None = None,
+    other: DiT | None = None,
 ) -> Tensor:
-    """Return final latents [N, C, H, W] for the model's condition (labels [N]) and image indices [N]."""
-    drawing = Drawing(_in_fp32(model), model, condition, indices, settings.cfg_scale, seed=settings.seed)
+    """Return final latents [N, C, H, W] for the model's condition (labels [N]) and image indices [N].
+
+    ``other`` is the network of the run or checkpoint that ``settings.guide_by`` is the path of.
+    """
+    beside = None if other is None else _in_fp32(other)
+    drawing = Drawing(_in_fp32(model), model, condition, indices, settings.cfg_scale, beside, settings.seed)
     return _draw(drawing, objective, latents.shape, settings, on_step)
 
 
@@ -130,7 +140,7 @@ def _draw(
 
 def _guided(drawing: Drawing, objective: Objective, settings: SamplingSettings) -> LabelledDenoiser:
     """Return the network with its condition, and guidance if any, settled."""
-    alone = drawing.under(drawing.condition)
+    alone = drawing.alone()
     if settings.cfg_scale == 1:
         return alone
     return guided(

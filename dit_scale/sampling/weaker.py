@@ -1,4 +1,4 @@
-"""The weaker models of guidance, by the names that ``guide_by`` takes."""
+"""The weaker models of guidance, by the names that ``guide_by`` takes; what has no name is the path of another run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,11 +29,13 @@ class Drawing:
     indices: Tensor
     """Of the images, [N]."""
     cfg_scale: float
+    other: Network | None = None
+    """Of the run or checkpoint that ``guide_by`` is the path of."""
     seed: int = 0
 
-    def under(self, condition: Tensor, **asked: Any) -> LabelledDenoiser:
-        """Return the network under a condition, with further keywords of ``DiT.forward``."""
-        return lambda noised, time: self.network(noised, time, condition, **asked)
+    def alone(self, **asked: Any) -> LabelledDenoiser:
+        """Return the network under its condition, with further keywords of ``DiT.forward``."""
+        return lambda noised, time: self.network(noised, time, self.condition, **asked)
 
 
 def _null(drawing: Drawing) -> Pair:
@@ -44,6 +46,20 @@ def _null(drawing: Drawing) -> Pair:
             "without a condition; set cfg_scale to 1, or train with a condition and label_dropout above 0"
         )
     return with_null(drawing.network, drawing.condition, nulls)
+
+
+def _early(drawing: Drawing) -> Pair:
+    if not drawing.model.config.early_block:
+        raise InputError(
+            "guide_by early needs a network with a second final layer, and this one has none; train with "
+            "model.early_block, such as 8, or choose another guide_by"
+        )
+
+    def pair(noised: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        output, (early,) = drawing.network(noised, time, drawing.condition, hidden=("early_layer",))
+        return output, early
+
+    return pair
 
 
 def _routed(drawing: Drawing) -> Pair:
@@ -76,10 +92,10 @@ def _around(drawing: Drawing, kept_tokens: Tensor) -> Pair:
         output: Tensor = drawing.network(noised, time, condition, kept_tokens=kept_tokens)
         return output
 
-    return one_by_one(drawing.under(drawing.condition), weaker)
+    return one_by_one(drawing.alone(), weaker)
 
 
-KINDS: dict[str, Callable[[Drawing], Pair]] = {"null": _null, "routed": _routed, "dropped": _dropped}
+KINDS: dict[str, Callable[[Drawing], Pair]] = {"null": _null, "early": _early, "routed": _routed, "dropped": _dropped}
 """Each makes the pair of a drawing's network and the weaker one, or raises InputError where the model has none."""
 
 
@@ -87,9 +103,16 @@ def pair_of(guide_by: str | None, drawing: Drawing) -> Pair:
     """Return the network beside the weaker one that a setting names; None is ``null``.
 
     Raises:
-        InputError: the setting names none, or one that the model does not have.
+        InputError: the setting names one that the model does not have, or a path whose network is not there.
     """
-    name = guide_by or "null"
-    if name not in KINDS:
-        raise InputError(f"guide_by {name!r} is unknown{nearest(name, KINDS)}")
-    return KINDS[name](drawing)
+    if not is_path(guide_by):
+        return KINDS[guide_by or "null"](drawing)
+    other = drawing.other
+    if other is None:
+        raise InputError(f"guide_by {guide_by!r} is unknown{nearest(str(guide_by), KINDS)}")
+    return one_by_one(drawing.alone(), lambda noised, time: other(noised, time, drawing.condition))
+
+
+def is_path(guide_by: str | None) -> bool:
+    """Return whether a setting names no kind, and so is the path of another run or checkpoint."""
+    return guide_by is not None and guide_by not in KINDS

@@ -14,6 +14,7 @@ from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_go
 from dit_scale.checkpoint.run_config import write_config
 from dit_scale.config import Config, resolved
 from dit_scale.data.loader import LatentDataset, Loader
+from dit_scale.diffusion import Objective
 from dit_scale.distributed.devices import memory_of
 from dit_scale.distributed.runtime import World, job_end_time
 from dit_scale.models import DiT
@@ -30,9 +31,10 @@ from dit_scale.training.attention_choice import settle_attention
 from dit_scale.training.bad_step_policies import policy_of
 from dit_scale.training.bad_steps import BadSteps
 from dit_scale.training.data import autoencoder_folder, describe, open_dataset, open_loader
+from dit_scale.training.early import EarlyLoss
 from dit_scale.training.initial import load_initial
 from dit_scale.training.learner import Learner
-from dit_scale.training.loss import LossFunction
+from dit_scale.training.loss import AuxiliaryLoss, LossFunction
 from dit_scale.training.pending import StepMetrics
 from dit_scale.training.periodic import PeriodicTasks
 from dit_scale.training.routing import token_draws
@@ -138,17 +140,17 @@ def _learner(
     largest = max(part.stop - part.start for part in plan.micro_batches)
     dtype = DTYPES[config.engine.precision]
     settle_attention(model, largest, torch.device(device), dtype, Path(config.run_dir), world, conveniences)
-    loss_function = LossFunction(
-        objective,
-        latents,
-        config.seed,
-        config.model.label_dropout,
-        model.condition,
-        routing=token_draws(config, model),
-    )
+    dropout, auxiliary = config.model.label_dropout, _auxiliary(model, config, objective)
+    routing = token_draws(config, model)
+    loss_function = LossFunction(objective, latents, config.seed, dropout, model.condition, auxiliary, routing)
     engine = build_engine(model, config.engine, train, plan, world, device)
     guard = UpdateGuard(engine, train.max_grad_norm)
     return Learner(plan, loss_function, engine, guard, TrainingState(OptimizerState(engine), train))
+
+
+def _auxiliary(model: DiT, config: Config, objective: Objective) -> tuple[AuxiliaryLoss, ...]:
+    """Return the losses beside the objective's."""
+    return (EarlyLoss(objective, config.diffusion.early_weight),) if model.config.early_block else ()
 
 
 def _begin(state: TrainingState, found: Checkpoint | None, weights: dict[str, Tensor], world: World) -> Position:

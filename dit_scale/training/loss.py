@@ -16,6 +16,9 @@ from dit_scale.training.routing import TokenDraws
 Network = Callable[..., Any]
 """``(noised_latent, time, condition) -> output``; with ``hidden=(8, ...)`` it returns ``(output, [tokens, ...])``."""
 
+Hidden = int | str
+"""A block by its number from 1, for its tokens; or a side layer of the network by its name, for what it returns."""
+
 
 class Pass(NamedTuple):
     """A micro batch on its way through the network, as an auxiliary loss sees it."""
@@ -24,18 +27,20 @@ class Pass(NamedTuple):
     """Of the images in the stream, [N]."""
     latent: Tensor
     """Without noise, [N, C, S, S]."""
+    noise: Tensor
+    """What it is noised with, [N, C, S, S]."""
     time: Tensor
     """As the objective counts it, [N] or [N, k]."""
-    hidden: dict[int, Tensor]
-    """The tokens [N, T, D] that each block returned which a loss asked for, in the objective's first call."""
+    hidden: dict[Hidden, Tensor]
+    """What a loss asked for, in the objective's first call: of a block its tokens [N, T, D]."""
 
 
 class AuxiliaryLoss(Protocol):
     """A loss beside the objective's."""
 
     @property
-    def hidden(self) -> tuple[int, ...]:
-        """The blocks whose tokens it needs, counted from 1."""
+    def hidden(self) -> tuple[Hidden, ...]:
+        """The blocks whose tokens it needs, and side layers."""
 
     def terms(self, seen: Pass) -> Terms:
         """Return its terms; their names are no other loss's."""
@@ -66,11 +71,11 @@ class LossFunction:
         if self.condition.has_null and self.label_dropout > 0:
             is_dropped = draws.uniform(self.seed, Stream.LABEL_DROPOUT, positions) < self.label_dropout
             conditions = self.condition.dropped(conditions, is_dropped)
-        blocks = tuple(sorted({block for loss in self.auxiliary for block in loss.hidden}))
+        hidden = {each for loss in self.auxiliary for each in loss.hidden}
         routed = {} if self.routing is None else self.routing.draw(self.seed, positions)
-        asked = _Asked(network, conditions, blocks, routed)
+        asked = _Asked(network, conditions, tuple(sorted(hidden, key=str)), routed)
         terms = self.objective.loss(asked, latent, noise, time)
-        seen = Pass(positions, latent, time, asked.hidden)
+        seen = Pass(positions, latent, noise, time, asked.hidden)
         for loss in self.auxiliary:
             terms = terms | loss.terms(seen)
         return terms
@@ -84,15 +89,15 @@ class LossFunction:
 class _Asked:
     """The network with conditions and routes settled, as an objective calls it; keeps the hidden states asked for."""
 
-    def __init__(self, network: Network, conditions: Tensor, blocks: tuple[int, ...], routed: dict[str, Tensor]):
-        self._network, self._conditions, self._blocks, self._routed = network, conditions, blocks, routed
-        self.hidden: dict[int, Tensor] = {}
+    def __init__(self, network: Network, conditions: Tensor, asked: tuple[Hidden, ...], routed: dict[str, Tensor]):
+        self._network, self._conditions, self._asked, self._routed = network, conditions, asked, routed
+        self.hidden: dict[Hidden, Tensor] = {}
 
     def __call__(self, noised: Tensor, time: Tensor) -> Tensor:
         output: Tensor
-        if self._blocks and not self.hidden:
-            output, states = self._network(noised, time, self._conditions, hidden=self._blocks, **self._routed)
-            self.hidden = dict(zip(self._blocks, states, strict=True))
+        if self._asked and not self.hidden:
+            output, states = self._network(noised, time, self._conditions, hidden=self._asked, **self._routed)
+            self.hidden = dict(zip(self._asked, states, strict=True))
         else:
             output = self._network(noised, time, self._conditions, **self._routed)
         return output

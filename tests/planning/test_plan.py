@@ -44,6 +44,16 @@ def test_flops_are_pytorchs_count_to_the_last_one(name: str) -> None:
     assert attention_flops_per_image(model) == 12 * model.depth * tokens**2 * model.hidden_size
 
 
+def test_an_early_layer_is_counted() -> None:
+    """A norm's two vectors and a linear layer of the patches: two products, forward and, twice that, backward."""
+    with torch.device("meta"):
+        without, early = (build_model("DiT-S/8", latent_size=32, num_classes=10, early_block=block) for block in (0, 8))
+    width, numbers = 384, 8 * 8 * 8
+    multiply_adds = 2 * width * width + early.grid_side**2 * width * numbers
+    assert forward_multiply_adds(early) - forward_multiply_adds(without) == multiply_adds
+    assert training_flops_per_image(early) - training_flops_per_image(without) == 6 * multiply_adds
+
+
 @pytest.mark.parametrize("fill", ["entered", "learnt"])
 def test_flops_of_a_routed_step_are_pytorchs_count_to_the_last_one(fill: str) -> None:
     model = build_model("DiT-S/8", latent_size=32, num_classes=10, route=Route(3, 8, fill, 0.75))  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """What guides a drawing: the weaker model of each kind, by the setting's name, against loops written by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +21,8 @@ STEPS, SCALE = 4, 2.5
 
 
 def small(**settings: object) -> DiT:
-    model = DiT(latent_size=8, patch_size=2, hidden_size=16, depth=2, num_heads=2, num_classes=3, **settings)
+    sizes = {"latent_size": 8, "patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+    model = DiT(**sizes | settings)
     fill(model, std=0.2)
     return model
 
@@ -57,11 +60,36 @@ def test_the_null_label_guides_where_nothing_else_is_asked_for() -> None:
     assert batches == [3] * STEPS
 
 
+@pytest.mark.parametrize("settings", [{"learn_sigma": True}, {"learn_sigma": False, "label_dropout": 0.0}])
+def test_the_early_layer_guides_in_one_pass_a_step(settings: dict[str, object]) -> None:
+    model = small(early_block=1, **settings)
+    batches: list[int] = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    found = drawn(model, cfg_scale=SCALE, guide_by="early")
+    assert batches == [3] * STEPS
+    hook.remove()
+
+    def early(latent: Tensor, time: Tensor) -> Tensor:
+        return model(latent, time, LABELS, hidden=("early_layer",))[1][0]
+
+    torch.testing.assert_close(found, by_hand(lambda x, t: model(x, t, LABELS), early))
+    with pytest.raises(InputError, match="guide_by early needs a network with a second final layer"):
+        drawn(small(), cfg_scale=SCALE, guide_by="early")
+
+
 def test_a_model_without_a_null_label_is_refused() -> None:
     with pytest.raises(InputError, match=r"cfg_scale 2\.5 needs a null label"):
         drawn(small(label_dropout=0.0), cfg_scale=SCALE)
+
+
+def test_another_network_guides_with_the_same_labels() -> None:
+    strong, weak = small(), small(depth=1, learn_sigma=False, label_dropout=0.0)
+    how = SamplingSettings(solver="euler", num_sampling_steps=STEPS, cfg_scale=SCALE, guide_by="runs/weak")
+    found = sample_latents(strong, build_objective("flow"), LATENTS, LABELS, INDICES, how, other=weak)
+    expected = by_hand(lambda x, t: strong(x, t, LABELS), lambda x, t: weak(x, t, LABELS))
+    torch.testing.assert_close(found, expected)
     with pytest.raises(InputError, match="guide_by 'nul' is unknown; did you mean 'null'"):
-        drawn(small(), cfg_scale=SCALE, guide_by="nul")
+        sample_latents(strong, build_objective("flow"), LATENTS, LABELS, INDICES, replace(how, guide_by="nul"))
 
 
 @pytest.mark.parametrize("has_null", [True, False])
