@@ -1,11 +1,13 @@
 """From settings to the model and the objective; training and sampling build them here alike."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 from dit_scale.config import Config, DiffusionConfig, RoutingConfig
 from dit_scale.diffusion import Objective, build_objective
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, Route, build_model
+from dit_scale.models.presets import preset_values
 
 
 def model_of(
@@ -28,6 +30,13 @@ def route_of(routing: RoutingConfig) -> Route | None:
     if not routing.ratio:
         return None
     return Route(routing.from_block, routing.to_block, routing.fill, routing.ratio)
+
+
+def with_preset(config: Config) -> Config:
+    """Return a configuration in which ``model.*`` says what its null takes: the preset's value, or the default."""
+    values = preset_values(config.model.name)
+    unsaid: dict[str, Any] = {name: values.get(name) for name, value in vars(config.model).items() if value is None}
+    return replace(config, model=replace(config.model, **unsaid))
 
 
 def objective_of(config: DiffusionConfig, learn_sigma: bool) -> Objective:

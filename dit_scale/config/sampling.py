@@ -22,7 +22,7 @@ class SamplingConfig:
     cfg_scale: float = number(1.0, at_least=0)
     """Guidance; 1 is none."""
     guide_by: str | None = setting(None, only_if=_GUIDED)
-    """The weaker model: null (no label), early (model.early_block), routed, dropped (routing), or another run's PATH."""
+    """The weaker model: null (no label), early (model.early_block), routed or dropped (routing), or a run's PATH."""
     guidance_channels: int | None = number(None, at_least=1, only_if=_GUIDED)
     """Guide the first channels only (published DiT: 3); null guides all."""
     guidance_interval: tuple[float, float] = number((0.0, 1.0), at_least=0, at_most=1, only_if=_GUIDED)

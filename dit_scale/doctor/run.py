@@ -90,7 +90,7 @@ def model_and_engine(model: DiT | InputError, config: Config) -> Finding:
     if isinstance(model, InputError):
         raise model
     check_engine(config.engine, config.train)
-    objective_of(config.diffusion, config.model.learn_sigma)
+    objective_of(config.diffusion, model.learn_sigma)
     trainable = num_trained(model)
     figure = (
         f"{config.model.name}, {trainable / 1e6:.1f}M parameters, {model.grid_side**2} tokens, {model.num_classes} "

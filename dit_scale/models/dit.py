@@ -1,4 +1,4 @@
-"""The Diffusion Transformer with adaLN-Zero blocks (Peebles & Xie, arXiv 2212.09748).
+"""The Diffusion Transformer with adaLN-Zero blocks (Peebles & Xie, arXiv 2212.09748), and with a head or without.
 
 N samples of C x S x S latents, patches of P x P, T = (S/P)² tokens of width D.
 """
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_scale.conditioning import Labels, build_condition
@@ -14,10 +15,10 @@ from dit_scale.errors import InputError
 from dit_scale.models.attention import choose_backend
 from dit_scale.models.blocks import Block, FinalLayer
 from dit_scale.models.config import NetworkConfig
-from dit_scale.models.embeddings import PatchEmbedding, TimestepEmbedding, sincos_positions
+from dit_scale.models.embeddings import TIME_EMBEDDINGS, PatchEmbedding, Rotation, grid_rotation, sincos_positions
 from dit_scale.models.linear import use_fp8
 from dit_scale.models.operators import Fused
-from dit_scale.models.route import Rejoining, routed_blocks, taken
+from dit_scale.models.route import Rejoining, entering, routed_blocks
 
 
 class DiT(nn.Module):
@@ -26,6 +27,9 @@ class DiT(nn.Module):
     ``condition`` is the class label by default. ``label_dropout`` only gives it a null (for labels the row
     ``null_label`` of their table): the caller substitutes it, and ``forward`` draws nothing. With ``learn_sigma`` the
     output has twice the channels of the latent.
+
+    With a head (DDT, arXiv 2504.05741, as RAE has it, arXiv 2510.11690) the first ``depth`` blocks read the latent, and
+    what they make of it conditions the head, whose blocks follow and see the latent again.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -39,14 +43,20 @@ class DiT(nn.Module):
         self.label_dropout, self.learn_sigma = config.label_dropout, config.learn_sigma
         self.out_channels = 2 * self.in_channels if self.learn_sigma else self.in_channels
         self.grid_side = self.latent_size // self.patch_size
+        self.has_head = len(config.stacks) > 1
+        last = config.stacks[-1]
 
-        self.x_embedder = PatchEmbedding(self.patch_size, self.in_channels, self.hidden_size)
-        self.t_embedder = TimestepEmbedding(self.hidden_size)
+        self.x_embedder = PatchEmbedding(self.patch_size, self.in_channels, last.hidden_size)
+        if self.has_head:
+            self.s_embedder = PatchEmbedding(self.patch_size, self.in_channels, self.hidden_size)
+            is_wider = last.hidden_size != self.hidden_size
+            self.s_projector = nn.Linear(self.hidden_size, last.hidden_size) if is_wider else nn.Identity()
+        self.t_embedder = TIME_EMBEDDINGS[config.time_embedding](self.hidden_size)
         self.condition = build_condition(config.condition, self.num_classes, has_null=self.label_dropout > 0)
         self.y_embedder = self.condition.embedding(self.hidden_size)
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid_side**2, self.hidden_size), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(self.depth))
-        self.final_layer = FinalLayer(config, self.out_channels)
+        self.blocks = nn.ModuleList(Block(stack) for stack in config.stacks for _ in range(stack.depth))
+        self.final_layer = FinalLayer(last, self.out_channels)
         self.route = None if config.route is None else Rejoining(config.route.fill, self.hidden_size)
         self.initialize_weights()
         if config.early_block:  # last: all other initial values are as without it
@@ -61,8 +71,9 @@ class DiT(nn.Module):
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Set every parameter to its initial value; each block then starts as the identity (section 3.2)."""
+        # Linear layers of a network with a head keep PyTorch's own (RAE's code).
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Conv2d if self.has_head else nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.flatten(1))  # a view: a patch is one vector
                 module.get_parameter("bias").zero_()
         for name in ("t_embedder.mlp.0", "t_embedder.mlp.2"):
@@ -70,7 +81,9 @@ class DiT(nn.Module):
         self.condition.initialize(self.y_embedder)
         for module in (*self.blocks, self.final_layer):
             module.get_parameter("adaLN_modulation.1.weight").zero_()
+            module.get_parameter("adaLN_modulation.1.bias").zero_()
         self.final_layer.linear.weight.zero_()
+        self.final_layer.linear.bias.zero_()
         self.pos_embed.copy_(sincos_positions(self.hidden_size, self.grid_side))
         if self.route is not None:
             self.route.initialize()
@@ -128,37 +141,58 @@ class DiT(nn.Module):
         """
         leaves = {asked: self._block_of(asked) for asked in hidden}
         routed = routed_blocks(self.config.route, self.depth, leaves.values(), kept_tokens, path_dropped)
-        tokens = self.x_embedder(latent) + self.pos_embed  # [N, T, D]
-        conditioning = self.t_embedder(timestep) + self.y_embedder(condition)  # [N, D]
+        time = self.t_embedder(timestep)  # [N, D]
+        tokens, conditioning, rotation = self._enter(latent, time, condition)
         # Here, outside of what is compiled:
         backend = choose_backend(self.attention, tokens.device, tokens.dtype, self.is_compiled, self.has_kernels)
         states: dict[int, tuple[Tensor, Tensor]] = {}
 
-        def through(numbers: Iterable[int], tokens: Tensor) -> Tensor:
+        def through(numbers: Iterable[int], tokens: Tensor, rotation: Rotation | None) -> Tensor:
             for number in numbers:
-                tokens = self.blocks[number - 1](tokens, conditioning, backend)
+                tokens = self.blocks[number - 1](tokens, conditioning, backend, rotation)
                 if number in leaves.values():
                     states[number] = tokens, conditioning
             return tokens
 
-        tokens = through(range(1, routed.start), tokens)  # [N, T, D]
+        tokens = through(range(1, routed.start), tokens, rotation)  # [N, T, D]
         if self.route is not None:
-            inside = tokens if kept_tokens is None else taken(tokens, kept_tokens)  # [N, K, D]
-            left = through(routed, inside) if inside.shape[1] else inside  # [N, K, D]
+            inside, turned = entering(tokens, rotation, kept_tokens)  # [N, K, D]
+            left = through(routed, inside, turned) if inside.shape[1] else inside  # [N, K, D]
             tokens = self.route(left, tokens, kept_tokens, path_dropped)  # [N, T, D]
-        tokens = through(range(routed.stop, self.depth + 1), tokens)  # [N, T, D]
+        tokens = through(range(routed.stop, self.depth + 1), tokens, rotation)  # [N, T, D]
+        if self.has_head:
+            tokens, conditioning, rotation = self._enter_head(latent, time, tokens)
+            tokens = through(range(self.depth + 1, len(self.blocks) + 1), tokens, rotation)  # [N, T, D_head]
         patches = self.final_layer(tokens, conditioning)  # [N, T, P*P*C_out]
         output = self.unpatchify(patches)  # [N, C_out, S, S]
         return (output, [self._side(asked, *states[leaves[asked]]) for asked in hidden]) if hidden else output
+
+    def _enter(self, latent: Tensor, time: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Rotation | None]:
+        """Return tokens [N, T, D], their conditioning [N, D] and their rotation, as the first block gets them."""
+        rotation = self._rotation(0, latent.device)
+        conditioning = time + self.y_embedder(condition)  # [N, D]
+        if self.has_head:
+            return self.s_embedder(latent) + self.pos_embed, F.silu(conditioning), rotation
+        return self.x_embedder(latent) + self.pos_embed, conditioning, rotation
+
+    def _enter_head(self, latent: Tensor, time: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor, Rotation | None]:
+        """Return the same for the head, with a conditioning a token [N, T, D_head], made of ``encoded`` [N, T, D]."""
+        conditioning = self.s_projector(F.silu(time[:, None] + encoded))  # [N, T, D_head]
+        return self.x_embedder(latent), conditioning, self._rotation(1, latent.device)
+
+    def _rotation(self, stack: int, device: torch.device) -> Rotation | None:
+        if not self.config.rope:
+            return None
+        return grid_rotation(self.config.stacks[stack].head_size, self.grid_side, device)
 
     def _block_of(self, asked: int | str) -> int:
         """Return the block whose tokens are asked for, or that a side layer stands after."""
         if asked == "early_layer" and self.config.early_block:
             return self.config.early_block
-        if isinstance(asked, int) and 1 <= asked <= self.depth:
+        if isinstance(asked, int) and 1 <= asked <= len(self.blocks):
             return asked
         raise InputError(
-            f"hidden state {asked} is asked for and blocks are numbered 1 to {self.depth}; give one of these"
+            f"hidden state {asked} is asked for and blocks are numbered 1 to {len(self.blocks)}; give one of these"
         )
 
     def _side(self, asked: int | str, tokens: Tensor, conditioning: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_scale.errors import InputError
+from dit_scale.models.embeddings import Rotation
 
 _DENSE_AT_THE_END = 2
 """Blocks behind a route whose last block nobody names, as in SPRINT."""
@@ -40,10 +41,6 @@ class Route:
                 f"routing.from_block and routing.to_block in this order, between 1 and {depth}"
             )
         return range(self.from_block, last + 1)
-
-    def check(self, depth: int, num_tokens: int) -> None:
-        """Raise InputError where it does not fit a network."""
-        self.blocks(depth), self.num_kept(num_tokens)
 
     def num_kept(self, num_tokens: int) -> int:
         """Return how many of so many tokens go through the routed blocks.
@@ -81,10 +78,16 @@ def routed_blocks(
     return routed
 
 
-def taken(tokens: Tensor, kept_tokens: Tensor) -> Tensor:
-    """Return the kept ones of tokens [N, T, D], by their places [N, K]: [N, K, D]."""
+def entering(tokens: Tensor, rotation: Rotation | None, kept_tokens: Tensor | None) -> tuple[Tensor, Rotation | None]:
+    """Return the kept ones of tokens [N, T, D], by their places [N, K], and their rotation; None keeps all."""
+    if kept_tokens is None:
+        return tokens, rotation
     rows = _rows(kept_tokens, tokens.shape[1])
-    return tokens.flatten(0, 1).index_select(0, rows).unflatten(0, kept_tokens.shape)  # [N, K, D]
+    inside = tokens.flatten(0, 1).index_select(0, rows).view(*kept_tokens.shape, -1)  # [N, K, D]
+    if rotation is None:
+        return inside, None
+    cosine, sine = rotation
+    return inside, (cosine[kept_tokens], sine[kept_tokens])  # 2 x [N, K, d]
 
 
 class Rejoining(nn.Module):

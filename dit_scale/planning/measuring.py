@@ -1,11 +1,11 @@
 """What a network costs, measured on tensors of shapes alone, so that no block can be forgotten: the meta device.
 
-A network of one block and one of two tell what a block takes and what the rest does; two more, whose blocks are all
-routed, what a block of fewer tokens does. Nothing is computed.
+A network of one block and one of two tell what a block takes and what the rest does, for each stack of blocks that are
+alike; two more, all of whose blocks are routed, tell what a block of fewer tokens takes. Nothing is computed.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -39,9 +39,8 @@ class Products(NamedTuple):
 class Kept(NamedTuple):
     """Bytes that autograd keeps of one image for backward."""
 
-    block: int
-    routed: int
-    """Of a block that some tokens go around; without such ones as of any block."""
+    blocks: tuple[int, ...]
+    """Of each block, in order."""
     rest: int
     """Of all that is no block."""
     widest: int
@@ -56,10 +55,8 @@ def with_all_tokens(config: NetworkConfig) -> NetworkConfig:
 @cache
 def products_of(config: NetworkConfig) -> Products:
     """Return a network's matrix products as PyTorch's own counter counts them."""
-    block, routed, rest = _parts(config, lambda small: _products(_on_meta(small, torch.float32, has_kernels=False)))
-    num_routed = len(config.routed_blocks)
-    num_dense = config.depth - num_routed
-    return Products(*(c + num_dense * a + num_routed * b for a, b, c in zip(block, routed, rest, strict=True)))
+    blocks, rest = _parts(config, lambda part: _products(_on_meta(part, torch.float32, has_kernels=False)))
+    return Products(*(rest + sum(blocks)).tolist())
 
 
 @cache
@@ -71,27 +68,48 @@ def kept_of(config: NetworkConfig, bytes_per_number: int, on_gpu: bool) -> Kept:
     if on_gpu and kernels_of_a_gpu() is None:
         log.warning("Triton is not installed: activations are counted without our kernels, which keep 15% less")
     dtype = {2: torch.bfloat16, 4: torch.float32}[bytes_per_number]
-    (block,), (routed,), (rest,) = _parts(config, lambda small: [sum(_kept(_on_meta(small, dtype, on_gpu)))])
-    one = _kept(_on_meta(replace(config, depth=1, route=None), dtype, on_gpu))
-    return Kept(block, routed, rest, sum(sorted(one)[-2:]))
+    blocks, rest = _parts(config, lambda part: [sum(_kept(_on_meta(part, dtype, on_gpu)))])
+    shallow = _kept(_on_meta(next(_shallow(replace(config, route=None))), dtype, on_gpu))
+    return Kept(tuple(int(block) for block in blocks), int(rest), sum(sorted(shallow)[-2:]))
 
 
-def _parts(config: NetworkConfig, measure: Callable[[NetworkConfig], Sequence[int]]) -> list[list[int]]:
-    """Return what is measured of a block, of a routed block, and of all that is no block."""
+def _parts(config: NetworkConfig, measure: Callable[[NetworkConfig], Sequence[int]]) -> tuple[list[Tensor], Tensor]:
+    """Return what is measured of each block, in order, and of all that is no block."""
+    shallow, *deeper = (torch.tensor(measure(part)) for part in _shallow(replace(config, route=None)))
+    kinds = [two - shallow for two in deeper]
+    blocks = [kind for stack, kind in zip(config.stacks, kinds, strict=True) for _ in range(stack.depth)]
+    rest = shallow - sum(kinds)
+    if config.route is not None:
+        routed, way = _parts_of_route(config, config.route, measure)
+        for number in config.routed_blocks:
+            blocks[number - 1] = routed
+        rest = rest + way
+    return blocks, rest
 
-    def block_and_rest(route: Route | None) -> tuple[list[int], list[int]]:
-        one, two = (measure(replace(config, depth=depth, route=_throughout(route, depth))) for depth in (1, 2))
-        block = [second - first for first, second in zip(one, two, strict=True)]
-        return block, [first - each for first, each in zip(one, block, strict=True)]
 
-    block, rest = block_and_rest(None)
-    if config.route is None:
-        return [block, block, rest]
-    return [block, *block_and_rest(config.route)]
+def _parts_of_route(
+    config: NetworkConfig, route: Route, measure: Callable[[NetworkConfig], Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Return what is measured of a routed block, and of the way in and out of such blocks."""
+    alone = replace(config, head_hidden_size=None, head_depth=None, head_num_heads=None, early_block=0, route=None)
+    found = []
+    for own in (None, route):
+        one, two = (
+            torch.tensor(measure(replace(alone, depth=depth, route=own and replace(own, from_block=1, to_block=depth))))
+            for depth in (1, 2)
+        )
+        found.append((two - one, 2 * one - two))
+    (_, rest), (routed, rest_and_way) = found
+    return routed, rest_and_way - rest
 
 
-def _throughout(route: Route | None, depth: int) -> Route | None:
-    return route and replace(route, from_block=1, to_block=depth)
+def _shallow(config: NetworkConfig) -> Iterator[NetworkConfig]:
+    """Yield the network with one block in each stack, then with a second one in each of them in turn."""
+    depths: dict[str, Any] = {"depth": 1} if len(config.stacks) == 1 else {"depth": 1, "head_depth": 1}
+    config = replace(config, early_block=min(config.early_block, 1))
+    yield replace(config, **depths)
+    for name in depths:
+        yield replace(config, **depths | {name: 2})
 
 
 def _on_meta(config: NetworkConfig, dtype: torch.dtype, has_kernels: bool) -> DiT:

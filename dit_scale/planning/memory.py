@@ -186,16 +186,18 @@ def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
     every, number, images = setup.checkpoint_every_blocks, setup.bytes_per_number, setup.micro_batch_size
     config = with_all_tokens(model.config) if setup.all_tokens else model.config
     kept = kept_of(config, number, setup.on_gpu)
-    latent, token = model.in_channels * model.latent_size**2, number * model.hidden_size
-    tokens = token * config.num_tokens
-    recomputed = range(1, model.depth + 1, every) if every else range(0)
-    blocks = 0.0
-    for block in range(1, model.depth + 1):
-        is_routed = block in config.routed_blocks
-        entering, whole = (token * config.num_kept, kept.routed) if is_routed else (tokens, kept.block)
-        blocks += entering + (0.0 if block in recomputed else setup.activation_budget * (whole - entering))
+    latent = config.in_channels * config.latent_size**2
+    widths = [stack.hidden_size for stack in config.stacks for _ in range(stack.depth)]
+    tokens = [
+        number * (config.num_kept if block in config.routed_blocks else config.num_tokens) * width
+        for block, width in enumerate(widths, start=1)
+    ]
+    blocks = [
+        entering if every and index % every == 0 else entering + setup.activation_budget * (whole - entering)
+        for index, (entering, whole) in enumerate(zip(tokens, kept.blocks, strict=True))
+    ]
     outside = kept.rest + FP32_BYTES * _LOSS_LATENTS * latent
     # Gradients of the two widest activations, before and after the MLP's GELU, and of the tokens live at once.
-    gradients = kept.widest + tokens
-    is_recomputed = len(recomputed) > 0 or setup.activation_budget < 1
-    return round(images * (blocks + outside)), images * (gradients + (kept.block if is_recomputed else 0))
+    gradients = kept.widest + number * config.num_tokens * max(widths)
+    is_recomputed = every > 0 or setup.activation_budget < 1
+    return round(images * (sum(blocks) + outside)), images * (gradients + (max(kept.blocks) if is_recomputed else 0))

@@ -87,7 +87,7 @@ def predict(model: DiT, setup: TrainingSetup, cluster: Cluster, global_batch_siz
 def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, compiled: bool) -> StepTime:
     """Return the time of a step in which each rank sees so many images."""
     gpu, every = cluster.gpu, setup.checkpoint_every_blocks
-    recomputed = len(range(0, model.depth, every)) / model.depth if every else 0.0
+    recomputed = len(range(0, len(model.blocks), every)) / len(model.blocks) if every else 0.0
     tokens = min(images, setup.micro_batch_size) * _tokens_of_a_block(model, setup.all_tokens)
     share = MATMUL_SHARE * tokens / (tokens + HALF_RATE_TOKENS)
     rate = gpu.bf16_flops * share * (2 / setup.bytes_per_number)  # fp32 at half of it, as TF32 is
@@ -117,7 +117,7 @@ def _tokens_of_a_block(model: DiT, all_tokens: bool) -> float:
     """Return the tokens of an image in a block, over all blocks on average."""
     config = model.config
     around = 0 if all_tokens else config.num_tokens - config.num_kept
-    return config.num_tokens - around * len(config.routed_blocks) / config.depth
+    return config.num_tokens - around * len(config.routed_blocks) / len(model.blocks)
 
 
 def _seconds(collective: Collective, cluster: Cluster) -> float:

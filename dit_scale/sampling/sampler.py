@@ -60,9 +60,9 @@ class Sampler:
         kernels: str,
     ) -> "Sampler":
         """Return all but the weights, which is enough to check settings."""
-        objective = objective_of(config.diffusion, config.model.learn_sigma)
         with torch.device("meta"):
             model = model_of(config, latents, len(class_names))
+        objective = objective_of(config.diffusion, model.learn_sigma)
         choices = model.condition.choices(class_names)
         return cls(config, objective, latents, choices, autoencoder, device, model, kernels)
 

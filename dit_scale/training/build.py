@@ -136,7 +136,7 @@ def _learner(
     """Wrap the network for training on this rank (collective)."""
     train, latents = config.train, dataset.manifest.latents
     plan = plan_batches(train, world.world_size)
-    objective = objective_of(config.diffusion, config.model.learn_sigma)
+    objective = objective_of(config.diffusion, model.learn_sigma)
     largest = max(part.stop - part.start for part in plan.micro_batches)
     dtype = DTYPES[config.engine.precision]
     settle_attention(model, largest, torch.device(device), dtype, Path(config.run_dir), world, conveniences)

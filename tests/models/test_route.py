@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dit_scale.errors import InputError
 from dit_scale.models import DiT, Route
+from dit_scale.models.embeddings import grid_rotation
 from tests.models.test_dit import SIZES, inputs, random_model
 
 DEPTH, TOKENS = 5, 16
@@ -15,21 +16,22 @@ KEPT = torch.tensor([[0, 3, 7, 15], [1, 2, 3, 4], [8, 9, 14, 15]])
 ALL = torch.arange(TOKENS).expand(3, TOKENS)
 
 
-def routed_model(fill: Any) -> DiT:
-    return random_model(depth=DEPTH, route=Route(2, 4, fill))
+def routed_model(fill: Any, **changes: Any) -> DiT:
+    return random_model(depth=DEPTH, route=Route(2, 4, fill), **changes)
 
 
 def by_hand(model: DiT, kept: list[list[int]], dropped: tuple[int, ...] = ()) -> Tensor:
     """Return what routing makes of the inputs, an image and a token at a time; without its final layer."""
     latent, timestep, label = inputs()
     conditioning = model.t_embedder(timestep) + model.y_embedder(label)
+    rotation = grid_rotation(16, 4, latent.device) if model.config.rope else None
     tokens = model.x_embedder(latent) + model.pos_embed
-    entered = model.blocks[0](tokens, conditioning, "sdpa")
+    entered = model.blocks[0](tokens, conditioning, "sdpa", rotation)
     images = []
     for i, places in enumerate(kept):
-        inside = entered[i : i + 1, places]
+        inside, own = entered[i : i + 1, places], rotation and (rotation[0][places], rotation[1][places])
         for block in list(model.blocks)[1:4]:
-            inside = block(inside, conditioning[i : i + 1], "sdpa")
+            inside = block(inside, conditioning[i : i + 1], "sdpa", own)
         rows = list(entered[i]) if model.config.route.fill == "entered" else [model.route.mask_token] * TOKENS
         for place, row in zip(places if i not in dropped else [], inside[0], strict=False):
             rows[place] = row
@@ -39,7 +41,7 @@ def by_hand(model: DiT, kept: list[list[int]], dropped: tuple[int, ...] = ()) ->
                 for row, old in zip(rows, entered[i], strict=True)
             ]
         images.append(torch.stack(rows))
-    return model.blocks[4](torch.stack(images), conditioning, "sdpa")
+    return model.blocks[4](torch.stack(images), conditioning, "sdpa", rotation)
 
 
 def last_tokens(model: DiT, **told: Any) -> Tensor:
@@ -47,9 +49,12 @@ def last_tokens(model: DiT, **told: Any) -> Tensor:
     return tokens
 
 
-@pytest.mark.parametrize("fill", ["entered", "learnt"])
-def test_kept_tokens_go_through_the_routed_blocks_and_back_to_their_places(fill: str) -> None:
-    model = routed_model(fill)
+@pytest.mark.parametrize(
+    ("fill", "changes"),
+    [("entered", {}), ("learnt", {}), ("entered", {"rope": True}), ("learnt", {"norm": "rmsnorm", "rope": True})],
+)
+def test_kept_tokens_go_through_the_routed_blocks_and_back_to_their_places(fill: str, changes: dict[str, Any]) -> None:
+    model = routed_model(fill, **changes)
     found = last_tokens(model, kept_tokens=KEPT)
     torch.testing.assert_close(found, by_hand(model, KEPT.tolist()), rtol=1e-4, atol=1e-4)
 
@@ -77,6 +82,17 @@ def test_without_a_kept_token_the_routed_blocks_do_not_run(fill: str) -> None:
 @pytest.mark.parametrize("fill", ["entered", "learnt"])
 def test_all_tokens_kept_by_name_are_all_tokens(fill: str) -> None:
     model = routed_model(fill)
+    torch.testing.assert_close(model(*inputs(), kept_tokens=ALL), model(*inputs()))
+
+
+def test_a_head_follows_behind_the_route() -> None:
+    head = {"head_hidden_size": 64, "head_depth": 1, "head_num_heads": 2, "rope": True}
+    model, ran = routed_model("learnt", **head), []
+    for number, block in enumerate(model.blocks, start=1):
+        block.register_forward_hook(lambda _, came, went, number=number: ran.append((number, tuple(went.shape))))
+    model(*inputs(), kept_tokens=KEPT)
+    encoder = [(1, (3, 16, 32)), *((number, (3, 4, 32)) for number in (2, 3, 4)), (5, (3, 16, 32))]
+    assert ran == [*encoder, (6, (3, 16, 64))]
     torch.testing.assert_close(model(*inputs(), kept_tokens=ALL), model(*inputs()))
 
 
@@ -160,6 +176,12 @@ def test_a_network_without_a_route_takes_no_kept_tokens() -> None:
     for told in ({"kept_tokens": KEPT}, {"path_dropped": torch.tensor([False] * 3)}):
         with pytest.raises(InputError, match="this network has no route"):
             random_model()(*inputs(), **told)
+
+
+def test_an_early_layer_between_routed_blocks_is_refused() -> None:
+    with pytest.raises(InputError, match="early_block 3 is between blocks 2 and 4, which see only a part"):
+        routed_model("entered", early_block=3)
+    assert routed_model("entered", early_block=5)(*inputs(), kept_tokens=KEPT).shape == (3, 8, 8, 8)
 
 
 @pytest.mark.parametrize("route", [Route(3, 2), Route(0, 2), Route(2, 6), Route(4)])

@@ -56,7 +56,7 @@ def test_a_gpus_kernels_keep_less_than_pytorch_by_what_they_do_in_one_pass() -> 
     pytest.importorskip("triton")
     with torch.device("meta"):
         model = build_model("DiT-S/2", depth=3, latent_size=32, num_classes=NUM_CLASSES)
-    ours, pytorchs = (kept_of(model.config, 2, on_gpu).block for on_gpu in (True, False))
+    ours, pytorchs = (kept_of(model.config, 2, on_gpu).blocks[0] for on_gpu in (True, False))
     tokens = 2 * model.grid_side**2 * model.hidden_size
     # Not kept: what is normalised, twice, and the tokens between attention and MLP.
     assert (pytorchs - ours) / tokens == pytest.approx(3.0, abs=0.02)
