@@ -116,6 +116,8 @@ def test_encoding_is_measured_stage_by_stage(tmp_path: Path, capsys: pytest.Capt
     [
         (["encode", "quickstart-encode", "source.path=/images"], "'source.path=/images' has no place here"),
         (["encode", "autoencoder.nam=pca"], "did you mean 'name'"),
+        (["step", "train.steps=3"], "setting 'train.steps=3' has no place in a benchmark of the network"),
+        (["step", "routing.ratio=0.5", "routing.to_blok=3"], "did you mean 'to_block'"),
         (["data", "/nowhere"], "'/nowhere' does not exist"),
         (["data", "--json", "/proc/report.json"], "the folder of the report '/proc' cannot be written to"),
     ],
@@ -159,6 +161,17 @@ def test_a_step_is_measured_beside_a_plain_one_of_the_same_weights(tmp_path: Pat
         assert list(report["parts"][name]) == ["forward and backward", "optimizer", "EMA"]
         assert sum(report["kernels"][name].values()) == pytest.approx(1.0)
         assert report["kernels"][name]["matrix products"] > 0.0
+
+
+def test_a_routed_step_is_measured_beside_the_same_without_routing(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    small = ["--model", "DiT-S/8", "--image-size", "128", "--batch-size", "2", "--rounds", "1", "--json", out]
+    run(["bench", "step", *small, "model.hidden_size=48", "routing.ratio=0.75", "routing.fill=learnt"])
+    report = json.loads(out.read_text())
+    assert list(report["seconds"]) == ["dit_scale", "without routing"]
+    assert report["speedup"]["without routing"]["median"] > 0.0
+    assert report["settings"]["model"]["hidden_size"] == 48
+    assert report["settings"]["routing"]["ratio"] == 0.75
 
 
 def test_sampling_is_measured_beside_a_plain_one_that_draws_the_same(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from dit_scale.bench.loop import CLASSES
 from dit_scale.bench.measure import Spread, in_rounds
 from dit_scale.bench.peer import Peer, check_layout
 from dit_scale.bench.report import begin_report, show, show_table, write_report
-from dit_scale.bench.step import OURS, random_model
-from dit_scale.config import EngineConfig, SamplingConfig
+from dit_scale.bench.step import OURS, random_model_of
+from dit_scale.config import Config, EngineConfig, SamplingConfig
 from dit_scale.diffusion import build_objective
 from dit_scale.distributed.runtime import World, device_of, set_threads
 from dit_scale.draws import Stream
@@ -33,7 +33,7 @@ _EARLY_BLOCK = 8
 
 
 def bench_sample(
-    model_name: str,
+    config: Config,
     image_size: int,
     batch_size: int,
     num_steps: int,
@@ -51,8 +51,9 @@ def bench_sample(
     world, device = World(), device_of(World())
     report["threads"] = set_threads(world)
     latents = LatentSpec(4, image_size // 8)
-    model = random_model(model_name, latents, device, **_settings_for(guides, model_name))
-    weights = {name: value.cpu() for name, value in model.state_dict().items() if not name.startswith("early_layer.")}
+    model_name, model = config.model.name, random_model_of(_with_guides(config, guides), latents, device)
+    beside = ("early_layer.", "route.")
+    weights = {name: value.cpu() for name, value in model.state_dict().items() if not name.startswith(beside)}
     others = [Peer(path, model_name, latents.size, CLASSES, weights, device, peer_precision) for path in peers]
     model.to(device, DTYPES[engine.precision]).eval()
     wrap_blocks(model, engine)
@@ -78,6 +79,7 @@ def bench_sample(
     seconds = {name: [cost.seconds for cost in found] for name, found in costs.items()}
     report |= {
         "model": model_name,
+        "settings": {"model": asdict(config.model), "routing": asdict(config.routing)},
         "batch_size": batch_size,
         "image_size": image_size,
         "num_sampling_steps": num_steps,
@@ -105,13 +107,14 @@ def bench_sample(
     write_report(report, json_file)
 
 
-def _settings_for(guides: list[str], model_name: str) -> dict[str, Any]:
-    """Return what a preset must have, too, to be guided so."""
+def _with_guides(config: Config, guides: list[str]) -> Config:
+    """Return a configuration whose network has what it must have to be guided so."""
     if unknown := next((guide for guide in guides if guide not in KINDS), None):
         raise InputError(f"--guide-by {unknown} is not known here{nearest(unknown, KINDS)}")
-    if "early" not in guides or model_name not in PRESETS:
-        return {}
-    return {"early_block": min(_EARLY_BLOCK, PRESETS[model_name]["depth"])}
+    depth = config.model.depth or PRESETS.get(config.model.name, {}).get("depth", 0)
+    if "early" not in guides or config.model.early_block or not depth:
+        return config
+    return replace(config, model=replace(config.model, early_block=min(_EARLY_BLOCK, depth)))
 
 
 def _name_of(guide: str | None) -> str:
