@@ -4,10 +4,10 @@ import math
 from dataclasses import asdict, replace
 from typing import Any
 
-from dit_scale.config import Config, DiffusionConfig
+from dit_scale.config import Config, DiffusionConfig, RoutingConfig
 from dit_scale.diffusion import OBJECTIVES, Objective, build_objective
 from dit_scale.latents import LatentSpec
-from dit_scale.models import DiT, build_model
+from dit_scale.models import DiT, Route, build_model
 from dit_scale.models.presets import preset_values
 
 
@@ -19,12 +19,22 @@ def model_of(
     ``kernels`` is as ``engine.kernels``. ``in_training`` adds what is trained beside it and neither samples nor is
     exported.
     """
-    times = OBJECTIVES[config.diffusion.name].num_times
-    settings = asdict(config.model) | {"in_channels": latents.channels, "num_times": times}
+    settings = asdict(config.model) | {
+        "in_channels": latents.channels,
+        "num_times": OBJECTIVES[config.diffusion.name].num_times,
+        "route": route_of(config.routing),
+    }
     model = build_model(**settings, latent_size=latents.size, num_classes=num_classes)
     if kernels == "off":
         model.turn_off_kernels()
     return model
+
+
+def route_of(routing: RoutingConfig) -> Route | None:
+    """Return the blocks that tokens may go around; None where routing is off."""
+    if not routing.ratio:
+        return None
+    return Route(routing.from_block, routing.to_block, routing.fill, routing.ratio)
 
 
 def with_preset(config: Config) -> Config:
@@ -37,7 +47,8 @@ def with_preset(config: Config) -> Config:
 def objective_of(config: DiffusionConfig, model: DiT) -> Objective:
     """Build the objective for a model's outputs and the shape of its latents; raises InputError where it is none."""
     settings = asdict(config) | {"learn_sigma": model.learn_sigma}
-    del settings["contrastive_weight"]  # a loss beside it
+    for beside in ("contrastive_weight", "early_weight"):  # of losses beside it
+        del settings[beside]
     base = settings.pop("time_shift_base")
     if config.time_shift is None:
         numbers = model.in_channels * model.latent_size**2

@@ -54,10 +54,16 @@ class ModelConfig:
     """Probability with which a label, or another condition, is replaced by the null label in training."""
     learn_sigma: bool | None = None
     """Predict the variance, too: twice the output channels; null takes the preset's."""
+    early_block: int = number(0, at_least=0)
+    """Block after which a second final layer predicts, too, for guide_by=early (diffusion.early_weight); 0 is none."""
     attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "matmul"] = choice(
         "auto", retired={"cudnn-padded": "cudnn", "flash-padded": "flash"}
     )
     """Attention kernel: the fastest that is found (RUN/attention.json), or one by name."""
+
+
+OF_TRAINING = ("time_distribution", "logit_mean", "logit_std", "early_weight")
+"""Fields of ``DiffusionConfig`` that say how a network learns, and nothing of what its outputs mean."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class DiffusionConfig:
     """Mean of the logit of t."""
     logit_std: float = number(1.0, above=0, only_if=_LOGIT_NORMAL)
     """Standard deviation of the logit of t."""
+    early_weight: float = number(0.5, above=0)
+    """Weight of the squared error of the second final layer's prediction (model.early_block)."""
     time_interval: tuple[float, float] = number((0.0, 1.0), at_least=0, at_most=1, only_if=_FLOW)
     """Truncate the distribution of times to this interval, before the shift; 0 is the latent and 1 noise."""
     time_shift: float | None = number(1.0, above=0, only_if=_FLOW)

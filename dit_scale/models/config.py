@@ -9,12 +9,15 @@ from inspect import Parameter, signature
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from dit_scale.errors import InputError, nearest
+from dit_scale.models.route import Route
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 FROM_DATA = ("latent_size", "num_classes", "in_channels", "num_times")
 """Fields that no preset and no configuration sets: latents, their classes and, for the times, the objective do."""
+FROM_SECTIONS = ("route",)
+"""Fields that sections of their own set in a configuration."""
 _OF_HEAD = ("head_hidden_size", "head_depth", "head_num_heads")
 
 
@@ -69,8 +72,27 @@ class NetworkConfig:
     """Above 0 the condition has a null; the label table, a row for it."""
     learn_sigma: bool = True
     """Twice the output channels."""
+    early_block: int = 0
+    """A second final layer, ``early_layer``, makes an output of the tokens that leave this block; 0 is none."""
     attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "matmul"] = "auto"
     """The attention kernel."""
+    route: Route | None = None
+    """Which blocks some tokens may go around."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image, T."""
+        return (self.latent_size // self.patch_size) ** 2
+
+    @property
+    def num_kept(self) -> int:
+        """Tokens of an image that go through blocks which others go around, K."""
+        return self.num_tokens if self.route is None else self.route.num_kept(self.num_tokens)
+
+    @property
+    def routed_blocks(self) -> range:
+        """The numbers, from 1, of the blocks that tokens may go around."""
+        return range(0) if self.route is None else self.route.blocks(self.depth)
 
     def __post_init__(self) -> None:
         """Check at the door."""
@@ -87,6 +109,12 @@ class NetworkConfig:
             raise InputError(f"a head has a width, a depth and attention heads, 1 or more, and here {told}; give all")
         if given:
             self._check_width("head_hidden_size", "head_num_heads")
+        if not 0 <= self.early_block <= self.depth:
+            raise InputError(
+                f"early_block {self.early_block} is not one of {self.depth} blocks; give 1 to {self.depth}, or 0 for "
+                f"none"
+            )
+        self._check_route()
 
     @property
     def stacks(self) -> "tuple[NetworkConfig, ...]":
@@ -94,13 +122,24 @@ class NetworkConfig:
         if self.head_hidden_size is None or self.head_depth is None or self.head_num_heads is None:
             return (self,)
         encoder = replace(self, head_hidden_size=None, head_depth=None, head_num_heads=None)
-        head = replace(encoder, hidden_size=self.head_hidden_size, depth=self.head_depth, num_heads=self.head_num_heads)
+        decoder = replace(encoder, early_block=0, route=None)
+        head = replace(decoder, hidden_size=self.head_hidden_size, depth=self.head_depth, num_heads=self.head_num_heads)
         return encoder, head
 
     @property
     def head_size(self) -> int:
         """Numbers of a query or a key, d."""
         return self.hidden_size // self.num_heads
+
+    def _check_route(self) -> None:
+        if self.route is None:
+            return
+        routed = self.routed_blocks
+        if self.num_kept < self.num_tokens and self.early_block in routed:
+            raise InputError(
+                f"early_block {self.early_block} is between blocks {routed.start} and {routed.stop - 1}, which see "
+                f"only a part of the tokens; give one before or behind these, or another route"
+            )
 
     def _check_width(self, of_width: str, of_heads: str) -> None:
         """Raise InputError for a width, and attention heads, that do not fit; both by their fields' names."""

@@ -3,7 +3,7 @@
 N samples of C x S x S latents, patches of P x P, T = (S/P)² tokens of width D.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from dit_scale.models.config import NetworkConfig, keywords_of
 from dit_scale.models.embeddings import TIME_EMBEDDINGS, PatchEmbedding, Rotation, grid_rotation, sincos_positions
 from dit_scale.models.linear import use_fp8
 from dit_scale.models.operators import Fused
+from dit_scale.models.route import Rejoining, entering, routed_blocks
 
 
 class DiT(nn.Module):
@@ -60,7 +61,10 @@ class DiT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid_side**2, self.hidden_size), requires_grad=False)
         self.blocks = nn.ModuleList(Block(stack) for stack in config.stacks for _ in range(stack.depth))
         self.final_layer = FinalLayer(last, self.out_channels)
+        self.route = None if config.route is None else Rejoining(config.route.fill, self.hidden_size)
         self.initialize_weights()
+        if config.early_block:  # last: all other initial values are as without it
+            self.early_layer = _early_layer(config, self.out_channels)
 
     @property
     def null_label(self) -> int | None:
@@ -86,6 +90,8 @@ class DiT(nn.Module):
         self.final_layer.linear.weight.zero_()
         self.final_layer.linear.bias.zero_()
         self.pos_embed.copy_(sincos_positions(self.hidden_size, self.grid_side))
+        if self.route is not None:
+            self.route.initialize()
 
     def turn_off_kernels(self) -> None:
         """Compute with PyTorch's operators alone: slower, but there is nothing that they cannot do.
@@ -115,33 +121,57 @@ class DiT(nn.Module):
             block.forward = torch.compile(block.forward, dynamic=False)
 
     def forward(
-        self, latent: Tensor, timestep: Tensor, condition: Tensor, hidden: Sequence[int] = ()
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        condition: Tensor,
+        hidden: Sequence[int | str] = (),
+        kept_tokens: Tensor | None = None,
+        path_dropped: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return the network's output for a noised latent, in the dtype of the weights.
 
         ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real ([N, k] where ``num_times`` is k, 2 or more),
         ``condition`` [N, ...] (labels: [N] integer); the output is [N, C_out, S, S], where C_out = 2C with
-        ``learn_sigma`` and C without. ``hidden`` numbers blocks from 1; where it names any, the tokens [N, T, D] that
-        leave these blocks come, too: (output, [tokens, ...]).
+        ``learn_sigma`` and C without. ``hidden`` asks for more: the tokens [N, T, D] that leave a block, by its number
+        from 1, or what a side layer makes of them, by its name (``early_layer``: an output [N, C_out, S, S]). It comes
+        as (output, [what is asked for, ...]).
+
+        ``kept_tokens`` [N, K] are the places, rising, of the tokens that go through the routed blocks, where the
+        network has a route; None has all of them go. With K = 0 these blocks do not run, and no step may train them.
+        ``path_dropped`` [N] are images that do without what the routed blocks return.
 
         Raises:
-            InputError: ``hidden`` numbers a block that there is not.
+            InputError: ``hidden`` asks for a block or a side layer that there is not, or for a routed block where not
+                all tokens go through it; or tokens are routed, and the network has no route.
         """
-        self._check_hidden(hidden)
+        leaves = {asked: self._block_of(asked) for asked in hidden}
+        routed = routed_blocks(self.config.route, self.depth, leaves.values(), kept_tokens, path_dropped)
         time = self._embedded(timestep)  # [N, D]
         tokens, conditioning, rotation = self._enter(latent, time, condition)
         # Here, outside of what is compiled:
         backend = choose_backend(self.attention, tokens.device, tokens.dtype, self.is_compiled, self.has_kernels)
-        kept: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks, start=1):
-            if number == self.depth + 1:
-                tokens, conditioning, rotation = self._enter_head(latent, time, tokens)
-            tokens = block(tokens, conditioning, backend, rotation)
-            if number in hidden:
-                kept[number] = tokens
+        states: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def through(numbers: Iterable[int], tokens: Tensor, rotation: Rotation | None) -> Tensor:
+            for number in numbers:
+                tokens = self.blocks[number - 1](tokens, conditioning, backend, rotation)
+                if number in leaves.values():
+                    states[number] = tokens, conditioning
+            return tokens
+
+        tokens = through(range(1, routed.start), tokens, rotation)  # [N, T, D]
+        if self.route is not None:
+            inside, turned = entering(tokens, rotation, kept_tokens)  # [N, K, D]
+            left = through(routed, inside, turned) if inside.shape[1] else inside  # [N, K, D]
+            tokens = self.route(left, tokens, kept_tokens, path_dropped)  # [N, T, D]
+        tokens = through(range(routed.stop, self.depth + 1), tokens, rotation)  # [N, T, D]
+        if self.has_head:
+            tokens, conditioning, rotation = self._enter_head(latent, time, tokens)
+            tokens = through(range(self.depth + 1, len(self.blocks) + 1), tokens, rotation)  # [N, T, D_head]
         patches = self.final_layer(tokens, conditioning)  # [N, T, P*P*C_out]
         output = self.unpatchify(patches)  # [N, C_out, S, S]
-        return (output, [kept[number] for number in hidden]) if hidden else output
+        return (output, [self._side(asked, *states[leaves[asked]]) for asked in hidden]) if hidden else output
 
     def _embedded(self, timestep: Tensor) -> Tensor:
         """Return the vector [N, D] of a time [N], or the sum of those of several, [N, k]."""
@@ -171,16 +201,32 @@ class DiT(nn.Module):
             return None
         return grid_rotation(self.config.stacks[stack].head_size, self.grid_side, device)
 
-    def _check_hidden(self, hidden: Sequence[int]) -> None:
-        for number in hidden:
-            if not 1 <= number <= len(self.blocks):
-                raise InputError(
-                    f"hidden state {number} is asked for and blocks are numbered 1 to {len(self.blocks)}; give one of "
-                    f"these"
-                )
+    def _block_of(self, asked: int | str) -> int:
+        """Return the block whose tokens are asked for, or that a side layer stands after."""
+        if asked == "early_layer" and self.config.early_block:
+            return self.config.early_block
+        if isinstance(asked, int) and 1 <= asked <= len(self.blocks):
+            return asked
+        raise InputError(
+            f"hidden state {asked} is asked for and blocks are numbered 1 to {len(self.blocks)}; give one of these"
+        )
+
+    def _side(self, asked: int | str, tokens: Tensor, conditioning: Tensor) -> Tensor:
+        """Return a block's tokens [N, T, D], or what a side layer makes of them."""
+        return tokens if isinstance(asked, int) else self.unpatchify(self.early_layer(tokens, conditioning))
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """Lay patches [N, T, P*P*C_out] out as a latent [N, C_out, S, S]."""
         grid, patch = self.grid_side, self.patch_size
         tiles = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))  # [N, G, G, P, P, C_out]
         return tiles.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # [N, C_out, S, S]
+
+
+def _early_layer(config: NetworkConfig, out_channels: int) -> FinalLayer:
+    """Return a second final layer; unlike the first, it does not start at zero."""
+    layer = FinalLayer(config, out_channels)
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    return layer

@@ -73,6 +73,7 @@ def setup_of(config: Config, model: DiT, world_size: int, on_gpu: bool, gpus_per
         bytes_per_number=DTYPES[engine.precision].itemsize,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         checkpoint_every_blocks=engine.checkpoint_every_blocks,
+        all_tokens=0 < config.routing.until_step < config.train.steps,  # the phase that takes most
         activation_budget=engine.activation_budget,
         offload_optimizer=engine.offload_optimizer,
         bucket_elements=engine.bucket_for(num_parameters, world_size),

@@ -1,12 +1,12 @@
 """What a network costs, measured on tensors of shapes alone, so that no block can be forgotten: the meta device.
 
 A network of one block and one of two tell what a block takes and what the rest does, for each stack of blocks that are
-alike; nothing is computed.
+alike; two more, all of whose blocks are routed, tell what a block of fewer tokens takes. Nothing is computed.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit_scale.models.config import NetworkConfig
 from dit_scale.models.dit import DiT
 from dit_scale.models.fused import kernels_of_a_gpu
+from dit_scale.models.route import Route
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +47,16 @@ class Kept(NamedTuple):
     """The two largest tensors of a block."""
 
 
+def with_all_tokens(config: NetworkConfig) -> NetworkConfig:
+    """Return the network whose tokens all go through all blocks, as after routing.until_step."""
+    return config if config.route is None else replace(config, route=replace(config.route, ratio=0.0))
+
+
 @cache
 def products_of(config: NetworkConfig) -> Products:
     """Return a network's matrix products as PyTorch's own counter counts them."""
-    shallow, *deeper = (_products(_on_meta(part, torch.float32, has_kernels=False)) for part in _shallow(config))
-    further = [(stack.depth - 1, two) for stack, two in zip(config.stacks, deeper, strict=True)]
-    return Products(
-        *(first + sum(count * (two[place] - first) for count, two in further) for place, first in enumerate(shallow))
-    )
+    blocks, rest = _parts(config, lambda part: _products(_on_meta(part, torch.float32, has_kernels=False)))
+    return Products(*(rest + sum(blocks)).tolist())
 
 
 @cache
@@ -67,16 +70,49 @@ def kept_of(config: NetworkConfig, bytes_per_number: int, on_gpu: bool, has_kern
     dtype = {2: torch.bfloat16, 4: torch.float32}[bytes_per_number]
     if config.attention == "auto" and has_kernels:  # on a CPU, too, which has none of ours but PyTorch's own
         config = replace(config, attention="sdpa")
-    has_ours = on_gpu and has_kernels
-    shallow, *deeper = (_kept(_on_meta(part, dtype, has_ours)) for part in _shallow(config))
-    blocks = [sum(two) - sum(shallow) for two in deeper]
-    each = [block for stack, block in zip(config.stacks, blocks, strict=True) for _ in range(stack.depth)]
-    return Kept(tuple(each), sum(shallow) - sum(blocks), sum(sorted(shallow)[-2:]))
+
+    def kept(part: NetworkConfig) -> list[int]:
+        return _kept(_on_meta(part, dtype, on_gpu and has_kernels))
+
+    blocks, rest = _parts(config, lambda part: [sum(kept(part))])
+    shallow = kept(next(_shallow(replace(config, route=None))))
+    return Kept(tuple(int(block) for block in blocks), int(rest), sum(sorted(shallow)[-2:]))
+
+
+def _parts(config: NetworkConfig, measure: Callable[[NetworkConfig], Sequence[int]]) -> tuple[list[Tensor], Tensor]:
+    """Return what is measured of each block, in order, and of all that is no block."""
+    shallow, *deeper = (torch.tensor(measure(part)) for part in _shallow(replace(config, route=None)))
+    kinds = [two - shallow for two in deeper]
+    blocks = [kind for stack, kind in zip(config.stacks, kinds, strict=True) for _ in range(stack.depth)]
+    rest = shallow - sum(kinds)
+    if config.route is not None:
+        routed, way = _parts_of_route(config, config.route, measure)
+        for number in config.routed_blocks:
+            blocks[number - 1] = routed
+        rest = rest + way
+    return blocks, rest
+
+
+def _parts_of_route(
+    config: NetworkConfig, route: Route, measure: Callable[[NetworkConfig], Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Return what is measured of a routed block, and of the way in and out of such blocks."""
+    alone = replace(config, head_hidden_size=None, head_depth=None, head_num_heads=None, early_block=0, route=None)
+    found = []
+    for own in (None, route):
+        one, two = (
+            torch.tensor(measure(replace(alone, depth=depth, route=own and replace(own, from_block=1, to_block=depth))))
+            for depth in (1, 2)
+        )
+        found.append((two - one, 2 * one - two))
+    (_, rest), (routed, rest_and_way) = found
+    return routed, rest_and_way - rest
 
 
 def _shallow(config: NetworkConfig) -> Iterator[NetworkConfig]:
     """Yield the network with one block in each stack, then with a second one in each of them in turn."""
     depths: dict[str, Any] = {"depth": 1} if len(config.stacks) == 1 else {"depth": 1, "head_depth": 1}
+    config = replace(config, early_block=min(config.early_block, 1))
     yield replace(config, **depths)
     for name in depths:
         yield replace(config, **depths | {name: 2})
@@ -84,16 +120,24 @@ def _shallow(config: NetworkConfig) -> Iterator[NetworkConfig]:
 
 def _on_meta(config: NetworkConfig, dtype: torch.dtype, has_kernels: bool) -> DiT:
     with torch.device("meta"):
-        model = DiT(**asdict(config)).to(dtype)
+        model = DiT(**vars(config)).to(dtype)
     if not has_kernels:
         model.turn_off_kernels()
     return model
 
 
 def _output(model: DiT, images: int = 1) -> Tensor:
+    """Return the output of a training step's pass; with side layers, the sum of all that comes."""
     latent = torch.empty(images, model.in_channels, model.latent_size, model.latent_size, device="meta")
     times = torch.empty((images, model.num_times) if model.num_times > 1 else (images,), device="meta")
-    return model(latent.to(model.pos_embed.dtype), times, model.condition.empty(images, "meta"))
+    num_kept = model.config.num_kept
+    is_routed = num_kept < model.config.num_tokens
+    kept_tokens = torch.empty(images, num_kept, dtype=torch.long, device="meta") if is_routed else None
+    inputs = latent.to(model.pos_embed.dtype), times, model.condition.empty(images, "meta")
+    if not model.config.early_block:
+        return model(*inputs, kept_tokens=kept_tokens)
+    output, (early,) = model(*inputs, hidden=("early_layer",))
+    return output + early
 
 
 def _products(model: DiT) -> Products:

@@ -12,7 +12,7 @@ from dit_scale.config import TrainSection
 from dit_scale.models.dit import DiT
 from dit_scale.optim import Group, KeptNumbers, groups_of, numbers_kept
 from dit_scale.parameters import num_parameters, num_trained, trained
-from dit_scale.planning.measuring import kept_of
+from dit_scale.planning.measuring import kept_of, with_all_tokens
 
 FP32_BYTES = 4
 STAGE_3_REUSE_DISTANCE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance
@@ -49,6 +49,8 @@ class TrainingSetup:
     on_gpu: bool = True
     """A GPU's buckets are allocated whole, and doubled so that reducing overlaps; a CPU's only as far as used. A GPU's
     kernels keep what goes into them, where PyTorch on a CPU keeps what is between, too."""
+    all_tokens: bool = False
+    """Whether no token goes around routed blocks, as after routing.until_step."""
 
 
 @dataclass(frozen=True)
@@ -193,16 +195,20 @@ def _bucket_elements(total: int, setup: TrainingSetup) -> int:
 def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
     """Return the bytes that autograd keeps, and the workspace of backward, for one micro batch."""
     every, number, images = setup.checkpoint_every_blocks, setup.bytes_per_number, setup.micro_batch_size
-    kept = kept_of(model.config, number, setup.on_gpu, setup.has_kernels)
-    latent = model.in_channels * model.latent_size**2
-    stacks = model.config.stacks
-    tokens = [number * model.grid_side**2 * stack.hidden_size for stack in stacks for _ in range(stack.depth)]
+    config = with_all_tokens(model.config) if setup.all_tokens else model.config
+    kept = kept_of(config, number, setup.on_gpu, setup.has_kernels)
+    latent = config.in_channels * config.latent_size**2
+    widths = [stack.hidden_size for stack in config.stacks for _ in range(stack.depth)]
+    tokens = [
+        number * (config.num_kept if block in config.routed_blocks else config.num_tokens) * width
+        for block, width in enumerate(widths, start=1)
+    ]
     blocks = [
         entering if every and index % every == 0 else entering + setup.activation_budget * (whole - entering)
         for index, (entering, whole) in enumerate(zip(tokens, kept.blocks, strict=True))
     ]
     outside = kept.rest + FP32_BYTES * _LOSS_LATENTS * latent
     # Gradients of the two widest activations, before and after the MLP's GELU, and of the tokens live at once.
-    gradients = kept.widest + max(tokens)
+    gradients = kept.widest + number * config.num_tokens * max(widths)
     is_recomputed = every > 0 or setup.activation_budget < 1
     return round(images * (sum(blocks) + outside)), images * (gradients + (max(kept.blocks) if is_recomputed else 0))

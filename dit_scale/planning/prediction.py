@@ -73,7 +73,7 @@ class Prediction:
 
 def predict(model: DiT, setup: TrainingSetup, cluster: Cluster, global_batch_size: int, compiled: bool) -> Prediction:
     """Return how fast a step will be, by the arithmetic above."""
-    flops = training_flops_per_image(model)
+    flops = training_flops_per_image(model, setup.all_tokens)
     step = step_time(model, setup, cluster, global_batch_size // cluster.num_gpus, compiled)
     rate = global_batch_size / step.seconds
     return Prediction(
@@ -88,11 +88,11 @@ def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, c
     """Return the time of a step in which each rank sees so many images."""
     gpu, every = cluster.gpu, setup.checkpoint_every_blocks
     recomputed = len(range(0, len(model.blocks), every)) / len(model.blocks) if every else 0.0
-    tokens = min(images, setup.micro_batch_size) * model.grid_side**2
+    tokens = min(images, setup.micro_batch_size) * _tokens_of_a_block(model, setup.all_tokens)
     share = MATMUL_SHARE * tokens / (tokens + HALF_RATE_TOKENS)
     rate = gpu.bf16_flops * share * (2 / setup.bytes_per_number)  # fp32 at half of it, as TF32 is
-    attention = attention_flops_per_image(model)
-    linear = training_flops_per_image(model) - attention
+    attention = attention_flops_per_image(model, setup.all_tokens)
+    linear = training_flops_per_image(model, setup.all_tokens) - attention
     work = linear + attention * MATMUL_SHARE / ATTENTION_SHARE  # as if all ran at the rate of linear layers
     products = images * work * (1 + recomputed / 3) / rate
     passes = (PASSES_COMPILED if compiled else PASSES_EAGER) * (1 + recomputed / 3)
@@ -113,6 +113,13 @@ def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, c
         for phase, room in behind.items()
     )
     return StepTime(products, elementwise, update, sum(seconds.values()), exposed, HOST_SECONDS)
+
+
+def _tokens_of_a_block(model: DiT, all_tokens: bool) -> float:
+    """Return the tokens of an image in a block, over all blocks on average."""
+    config = model.config
+    around = 0 if all_tokens else config.num_tokens - config.num_kept
+    return config.num_tokens - around * len(config.routed_blocks) / len(model.blocks)
 
 
 def _seconds(collective: Collective, cluster: Cluster) -> float:

@@ -25,6 +25,16 @@ class Plan:
     setup: TrainingSetup
     memory: MemoryEstimate
     prediction: Prediction
+    with_all_tokens: Prediction | None = None
+    """The same of a step that routes no tokens, where other steps do."""
+
+    @property
+    def seconds(self) -> float:
+        """What all steps of the run take, routed ones and those after them."""
+        steps, until = self.config.train.steps, self.config.routing.until_step
+        routed = min(until, steps) if until and self.with_all_tokens else steps
+        last = self.with_all_tokens or self.prediction
+        return routed * self.prediction.step.seconds + (steps - routed) * last.step.seconds
 
     def fits(self, cluster: Cluster) -> bool:
         """Whether the estimate leaves a tenth of the memory free."""
@@ -45,7 +55,10 @@ def plan_of(config: Config, model: DiT, cluster: Cluster) -> Plan:
     """Return the plan of a configuration as it stands; raises InputError where the GPUs do not divide the batch."""
     setup = setup_of(config, model, cluster.num_gpus, on_gpu=True, gpus_per_node=cluster.gpus_per_node)
     size, compiled = config.train.global_batch_size, config.engine.compile
-    return Plan(config, setup, estimate_memory(model, setup), predict(model, setup, cluster, size, compiled))
+    predicted, in_all = (
+        predict(model, replace(setup, all_tokens=all_tokens), cluster, size, compiled) for all_tokens in (False, True)
+    )
+    return Plan(config, setup, estimate_memory(model, setup), predicted, in_all if config.routing.ratio else None)
 
 
 def search(config: Config, model: DiT, cluster: Cluster) -> list[Plan]:

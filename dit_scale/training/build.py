@@ -1,6 +1,6 @@
 """From a configuration to everything that a run's loop works with."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +32,13 @@ from dit_scale.training.bad_step_policies import policy_of
 from dit_scale.training.bad_steps import BadSteps
 from dit_scale.training.contrastive import Contrast
 from dit_scale.training.data import autoencoder_folder, describe, open_dataset, open_loader
+from dit_scale.training.early import EarlyLoss
 from dit_scale.training.initial import load_initial
 from dit_scale.training.learner import Learner
 from dit_scale.training.loss import AuxiliaryLoss, LossFunction
 from dit_scale.training.pending import StepMetrics
 from dit_scale.training.periodic import PeriodicTasks
+from dit_scale.training.routing import token_draws
 from dit_scale.training.run_folder import CHECKPOINTS
 from dit_scale.training.run_log import RunLog
 from dit_scale.training.saving import Saving
@@ -94,7 +96,7 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
         model = _new_model(config, dataset, is_new_run=found is None)
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         peak = peak_flops(device, config.engine.precision)
-        flops_per_image = training_flops_per_image(model) if peak else 0
+        flops_of_step = _flops_of_step(model, config.routing.until_step) if peak else None
         learner = _learner(model, config, dataset, world, device, conveniences)
         rank_times = RankTimes(world, ForwardTime(learner.engine.module), config.log.every_steps)
         start = _begin(learner.state, found, weights, world)
@@ -105,7 +107,7 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
         time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
         periodic = PeriodicTasks(config, dataset, learner.loss_function, world, device, phases, conveniences)
         _write_down(config, dataset, world, device, conveniences)
-        metrics = StepMetrics(learner.plan, rank_times, flops_per_image, peak and peak * world.world_size)
+        metrics = StepMetrics(learner.plan, rank_times, flops_of_step, peak and peak * world.world_size)
         log = stack.enter_context(RunLog(config, world, start.step, conveniences))
         stack.enter_context(closing(saving))
         stack.enter_context(closing(bad_steps))
@@ -126,6 +128,12 @@ def _new_model(config: Config, dataset: LatentDataset, is_new_run: bool) -> DiT:
     return model
 
 
+def _flops_of_step(model: DiT, until_step: int) -> Callable[[int], int]:
+    """Return how many floating-point operations an image takes in a step of this number."""
+    routed, dense = training_flops_per_image(model), training_flops_per_image(model, all_tokens=True)
+    return lambda step: dense if 0 < until_step < step else routed
+
+
 def _learner(
     model: DiT, config: Config, dataset: LatentDataset, world: World, device: str, conveniences: Conveniences
 ) -> Learner:
@@ -136,18 +144,22 @@ def _learner(
     largest = max(part.stop - part.start for part in plan.micro_batches)
     dtype = DTYPES[config.engine.precision]
     settle_attention(model, largest, torch.device(device), dtype, Path(config.run_dir), world, conveniences)
-    loss_function = LossFunction(
-        objective, latents, config.seed, config.model.label_dropout, model.condition, _losses_beside(config, objective)
-    )
+    dropout, beside = config.model.label_dropout, _losses_beside(model, config, objective)
+    routing = token_draws(config, model)
+    loss_function = LossFunction(objective, latents, config.seed, dropout, model.condition, beside, routing)
     engine = build_engine(model, config.engine, train, plan, world, device)
     guard = UpdateGuard(engine, train.max_grad_norm)
     return Learner(plan, loss_function, engine, guard, TrainingState(OptimizerState(engine), train))
 
 
-def _losses_beside(config: Config, objective: Objective) -> tuple[AuxiliaryLoss, ...]:
+def _losses_beside(model: DiT, config: Config, objective: Objective) -> tuple[AuxiliaryLoss, ...]:
     """Return the losses beside the objective's that have a weight."""
-    weight = config.diffusion.contrastive_weight
-    return (Contrast(objective, weight),) if isinstance(objective, FlowMatching) and weight else ()
+    settings, losses = config.diffusion, list[AuxiliaryLoss]()
+    if isinstance(objective, FlowMatching) and settings.contrastive_weight:
+        losses.append(Contrast(objective, settings.contrastive_weight))
+    if model.config.early_block:
+        losses.append(EarlyLoss(objective, settings.early_weight))
+    return tuple(losses)
 
 
 def _begin(state: TrainingState, found: Checkpoint | None, weights: dict[str, Tensor], world: World) -> Position:

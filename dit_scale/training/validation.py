@@ -23,7 +23,9 @@ class Validation:
     def __init__(self, dataset: LatentDataset, loss_function: LossFunction, config: Config, world: World):
         self._dataset, self._world = dataset, world
         self._records = dataset.held_out()[: config.validation.num_images]
-        self._loss_function = replace(loss_function, seed=loss_function.seed + _SEED, label_dropout=0.0, auxiliary=())
+        self._loss_function = replace(
+            loss_function, seed=loss_function.seed + _SEED, label_dropout=0.0, auxiliary=(), routing=None
+        )
         self._micro_batch = config.train.micro_batch_size_per_gpu
 
     @property

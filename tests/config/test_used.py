@@ -80,6 +80,12 @@ NEEDED = ["run_dir=r", "data.path=d"]
         (Config, ["preview.cfg_scale=1", "preview.guidance_interval=[0,1]"], "has no effect with preview.cfg_scale=1."),
         (Config, ["evaluation.every_steps=5", "evaluation.guidance_channels=3"], "with evaluation.cfg_scale=1.0"),
         (Config, ["model.condition=none", "model.label_dropout=0.1"], "or give another model.condition"),
+        (Config, ["preview.cfg_scale=1", "preview.guide_by=early"], "has no effect with preview.cfg_scale=1.0"),
+        (
+            Config,
+            ["diffusion.early_weight=0.3"],
+            "has no effect with model.early_block=0; leave it out, or give model.",
+        ),
         (EncodeConfig, ["autoencoder.pca_channels=5"], "give autoencoder.name=pca"),
         (EncodeConfig, ["autoencoder.name=pca", "autoencoder.revision=main"], "or give another autoencoder.name"),
         (EncodeConfig, ["autoencoder.name=pca", "autoencoder.compile=true"], "or give another autoencoder.name"),

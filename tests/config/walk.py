@@ -43,10 +43,15 @@ class Place:
             if controller.default not in condition.values and not (
                 condition.but and controller.default not in condition.but
             ):
-                values = ["s3://b/f"] if condition.test else [*condition.values, 2]
+                values = ["s3://b/f"] if condition.test else [*condition.values, _another_than_default(controller)]
                 needed.append(f"{prefix}{condition.name}={shown(values[0])}")
             conditions.append(controller.metadata.get("only_if"))
         return needed
+
+
+def _another_than_default(entry: Field[Any]) -> float:
+    limits = entry.metadata.get("range")
+    return 2 if limits is None or limits.holds(2) else 0.5
 
 
 def places() -> Iterator[Place]:

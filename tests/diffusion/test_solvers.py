@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit_scale.diffusion import SOLVERS, FlowMatching, GaussianDiffusion, guided
+from dit_scale.diffusion import SOLVERS, FlowMatching, GaussianDiffusion
 from dit_scale.diffusion.solvers import Solver, defaults_of
 from dit_scale.diffusion.solvers.adaptive import dopri5
 from dit_scale.diffusion.solvers.flow import euler, heun, midpoint, sde
 from dit_scale.diffusion.solvers.gaussian import ddim, ddpm, dpm_solver
 from dit_scale.errors import InputError
+from tests.networks import guided_by_null
 from tests.parity import Tiny, assert_parity, load_tensors, load_tiny
 
 LATENT, NOISE = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
@@ -20,7 +21,7 @@ LATENT, NOISE = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_se
 
 def sample(tiny: Tiny, solver: Solver, num_sampling_steps: int, cfg_scale: float) -> Tensor:
     noise, label = tiny.io["sample_xT"], tiny.io["sample_y"]
-    denoiser = guided(tiny.model, label, tiny.model.condition.nulls(label), cfg_scale)
+    denoiser = guided_by_null(tiny.model, label, cfg_scale)
     # Drawn for the published, doubled batch; its first half is what is returned.
     return solver(
         GaussianDiffusion(), denoiser, noise, num_sampling_steps, lambda step: tiny.io["ddpm_noises"][step, :2]
@@ -47,7 +48,7 @@ def test_gaussian_samples_as_published(
 def test_flow_samples_as_published(key: str, solver: Solver, num_sampling_steps: int, cfg_scale: float) -> None:
     model = load_tiny("tiny_a").model
     io = load_tensors("tiny_a_flow_io")
-    denoiser = guided(model, io["sample_y"], model.condition.nulls(io["sample_y"]), cfg_scale)
+    denoiser = guided_by_null(model, io["sample_y"], cfg_scale)
     latent = solver(FlowMatching(), denoiser, io["sample_xT"], num_sampling_steps)
     assert_parity(f"tiny_a_flow_io {key}", latent, io[key], rtol=1e-3, atol=1e-3)
 
@@ -246,7 +247,7 @@ def test_dopri5_agrees_with_torchdiffeq() -> None:
 
     model = load_tiny("tiny_a").model
     io = load_tensors("tiny_a_flow_io")
-    denoiser = guided(model, io["sample_y"], model.condition.nulls(io["sample_y"]), 1.0)
+    denoiser = guided_by_null(model, io["sample_y"], 1.0)
     with torch.no_grad():
         theirs = odeint(
             lambda t, latent: denoiser(latent, t.expand(len(latent)))[:, :4].float(),

@@ -13,7 +13,7 @@ from dit_scale.config import FIXED_FOR_A_RUN, Config, ModelConfig, config_from, 
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.models import PRESETS, DiT, NetworkConfig, build_model
-from dit_scale.models.config import FROM_DATA
+from dit_scale.models.config import FROM_DATA, FROM_SECTIONS
 from dit_scale.models.presets import SIZES
 from dit_scale.recipe import model_of
 from tests.networks import fill
@@ -23,8 +23,8 @@ SCHEMA = {entry.name: entry for entry in fields(ModelConfig)}
 SMALL = {"latent_size": 8, "num_classes": 3, "patch_size": 2, "hidden_size": 16, "depth": 1, "num_heads": 2}
 
 
-def test_a_configuration_file_sets_every_field_that_data_and_objective_do_not() -> None:
-    assert list(SCHEMA) == ["name", *(name for name in NETWORK if name not in FROM_DATA)]
+def test_a_configuration_file_sets_every_field_that_data_objective_and_sections_do_not() -> None:
+    assert list(SCHEMA) == ["name", *(name for name in NETWORK if name not in FROM_DATA + FROM_SECTIONS)]
     fixed = {key.removeprefix("model.") for key in FIXED_FOR_A_RUN if key.startswith("model.")}
     assert fixed == set(SCHEMA) - {"attention"}, "what changes the function stays for a run"
 
@@ -45,7 +45,7 @@ def test_defaults_and_choices_are_the_networks(name: str) -> None:
 
 def test_presets_set_fields_of_the_network_and_all_sizes() -> None:
     for preset in PRESETS.values():
-        assert set(SIZES) <= set(preset) <= set(NETWORK) - set(FROM_DATA)
+        assert set(SIZES) <= set(preset) <= set(NETWORK) - {*FROM_DATA, *FROM_SECTIONS}
 
 
 def test_a_network_keeps_its_configuration() -> None:

@@ -8,7 +8,7 @@ import torch
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective, total
 from dit_scale.latents import LatentSpec
-from dit_scale.models import DiT, build_model
+from dit_scale.models import DiT, Route, build_model
 from dit_scale.optim import block_matrices, groups_of
 from dit_scale.parameters import num_trained, trained
 from dit_scale.planning.measuring import kept_of
@@ -139,3 +139,17 @@ def test_each_lever_takes_less(xl: DiT) -> None:
         TrainingSetup(32, world_size=8, offload_optimizer=True, gradient_accumulation_steps=2),
     ]
     assert all(estimate_memory(xl, lever).peak < base.peak for lever in levers)
+
+
+@pytest.mark.parametrize(("fill", "every"), [("entered", 0), ("learnt", 0), ("learnt", 2)])
+@pytest.mark.parametrize("all_tokens", [False, True])
+def test_activations_of_a_routed_step_are_what_autograd_keeps(fill: str, every: int, all_tokens: bool) -> None:
+    route = Route(2, 5, fill, ratio=0.75)  # type: ignore[arg-type]
+    model = build_model("DiT-S/4", depth=6, latent_size=32, num_classes=NUM_CLASSES, route=route)
+    wrap_blocks(model, EngineConfig(checkpoint_every_blocks=every))
+    kept = None if all_tokens else torch.arange(16).expand(2, 16)
+    latent, label = torch.randn(2, 4, 32, 32), torch.zeros(2, dtype=torch.long)
+    found = kept_bytes(model, lambda: model(latent, torch.zeros(2), label, kept_tokens=kept))
+    setup = TrainingSetup(2, bytes_per_number=4, checkpoint_every_blocks=every, on_gpu=False, all_tokens=all_tokens)
+    of_the_loss = 2 * 4 * 15 * latent[0].numel()
+    assert estimate_memory(model, setup).activations - of_the_loss == pytest.approx(found, rel=0.02)

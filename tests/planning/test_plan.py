@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit_scale.cli import main
 from dit_scale.config import Config, load_config
 from dit_scale.latents import LatentSpec
-from dit_scale.models import build_model
+from dit_scale.models import Route, build_model
 from dit_scale.planning.chart import scalings
 from dit_scale.planning.choices import model_on_meta
 from dit_scale.planning.cluster import GPUS, Cluster
@@ -51,6 +51,44 @@ def test_flops_are_pytorchs_count_to_the_last_one(name: str, changes: dict[str, 
     tokens = model.grid_side**2  # QK' and weights V, each with two gradients: six products of two a multiply-add
     widths = sum(stack.depth * stack.hidden_size for stack in model.config.stacks)
     assert attention_flops_per_image(model) == 12 * tokens**2 * widths
+
+
+def test_an_early_layer_is_counted() -> None:
+    """A norm's two vectors and a linear layer of the patches: two products, forward and, twice that, backward."""
+    with torch.device("meta"):
+        without, early = (build_model("DiT-S/8", latent_size=32, num_classes=10, early_block=block) for block in (0, 8))
+    width, numbers = 384, 8 * 8 * 8
+    multiply_adds = 2 * width * width + early.grid_side**2 * width * numbers
+    assert forward_multiply_adds(early) - forward_multiply_adds(without) == multiply_adds
+    assert training_flops_per_image(early) - training_flops_per_image(without) == 6 * multiply_adds
+
+
+@pytest.mark.parametrize("fill", ["entered", "learnt"])
+def test_flops_of_a_routed_step_are_pytorchs_count_to_the_last_one(fill: str) -> None:
+    model = build_model("DiT-S/8", latent_size=32, num_classes=10, route=Route(3, 8, fill, 0.75))  # type: ignore[arg-type]
+    inputs = torch.randn(1, 4, 32, 32), torch.tensor([3]), torch.tensor([5])
+    for kept in (torch.tensor([[1, 4, 7, 9]]), None):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
+            output = model(*inputs, kept_tokens=kept)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
+            output.sum().backward()
+        counted = forward.get_total_flops() + backward.get_total_flops()
+        assert counted == training_flops_per_image(model, all_tokens=kept is None)
+
+
+def test_a_plan_shows_what_routing_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["dit-xl-2-256", "--gpus", "8", "--gpu", "h200", "--image-size", "256"]
+    routing = ["routing.ratio=0.75", "train.steps=1000"]
+    (dense,) = planned(tmp_path, *asked, "train.steps=1000")["plans"]
+    (routed,) = planned(tmp_path, *asked, *routing)["plans"]
+    assert "routing: 75% of the tokens go around blocks 3 to 26; with all tokens" in capsys.readouterr().out
+    (both,) = planned(tmp_path, *asked, *routing, "routing.until_step=900")["plans"]
+    products = [plan["prediction"]["step"]["products"] for plan in (routed, dense)]
+    assert products[0] < 0.5 * products[1]
+    assert routed["memory"]["activations"] < 0.5 * dense["memory"]["activations"]
+    assert both["memory"] == dense["memory"]  # the last steps take most
+    expected = 0.9 * routed["run_seconds"] + 0.1 * dense["run_seconds"]
+    assert both["run_seconds"] == pytest.approx(expected)
 
 
 PAPER = {"DiT-S/8": 0.36, "DiT-B/4": 5.56, "DiT-L/2": 80.71, "DiT-XL/2": 118.64}
