@@ -76,9 +76,9 @@ def from_diffusers(name: str) -> Any:
 
 @contextmanager
 def pretrained(what: str, fix: str) -> Iterator[None]:
-    """Turn what diffusers raises, and what it and the hub's client print, into one sentence about ``what``."""
+    """Turn what diffusers or transformers raises, and what they and the hub's client print, into one sentence."""
     try:
-        with _silent("diffusers"), _silent("huggingface_hub"), _silent("urllib3"):
+        with _silent("diffusers"), _silent("transformers"), _silent("huggingface_hub"), _silent("urllib3"):
             yield
     except InputError:
         raise
@@ -99,7 +99,7 @@ def from_pretrained(
     may_be_left: Callable[[Any, str], bool] = lambda model, name: False,
     **options: Any,
 ) -> Any:
-    """Load a model through diffusers, every weight from its files, and return it.
+    """Load a model through diffusers or transformers, every weight from its files, and return it.
 
     diffusers keeps whatever the memory held in the weights that a folder lacks. Raises InputError, with names, where
     weights are missing, of another shape, or left over; ``may_be_left(model, name)`` excuses the last.

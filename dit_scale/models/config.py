@@ -10,6 +10,22 @@ from dit_scale.errors import InputError, nearest
 
 FROM_DATA = ("latent_size", "num_classes", "in_channels")
 """Fields that no preset and no configuration sets: latents and their classes do."""
+FROM_SECTIONS = ("projectors",)
+"""Fields that no preset and no key ``model.*`` sets: other sections of a configuration do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projectors:
+    """Side layers that map a block's tokens to the features of frozen encoders."""
+
+    after_block: int
+    """The block whose tokens they take, counted from 1."""
+    widths: tuple[int, ...]
+    """Of the features, one projector each."""
+    kind: Literal["mlp", "conv"] = "mlp"
+    """Three linear layers, or one 3 x 3 convolution."""
+    width: int = 2048
+    """Between the three linear layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +60,8 @@ class NetworkConfig:
     """Twice the output channels."""
     attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "matmul"] = "auto"
     """The attention kernel."""
+    projectors: Projectors | None = None
+    """Of alignment, in training alone."""
 
     def __post_init__(self) -> None:
         """Check at the door."""
@@ -51,6 +69,10 @@ class NetworkConfig:
         if int(self.hidden_size * self.mlp_ratio) < 1:
             raise InputError(
                 f"mlp_ratio {self.mlp_ratio:g} of hidden_size {self.hidden_size} is an MLP of width 0; give more"
+            )
+        if self.projectors is not None and self.projectors.after_block > self.depth:
+            raise InputError(
+                f"after_block {self.projectors.after_block} is not one of {self.depth} blocks; give 1 to {self.depth}"
             )
         for entry in fields(self):
             if get_origin(entry.type) is Literal:

@@ -17,6 +17,7 @@ from dit_scale.models.config import NetworkConfig
 from dit_scale.models.embeddings import PatchEmbedding, TimestepEmbedding, sincos_positions
 from dit_scale.models.linear import use_fp8
 from dit_scale.models.operators import Fused
+from dit_scale.models.projectors import build_projectors
 
 
 class DiT(nn.Module):
@@ -47,6 +48,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(self.depth))
         self.final_layer = FinalLayer(config, self.out_channels)
         self.initialize_weights()
+        self.projectors = build_projectors(config)  # last: all other initial values are as without them
 
     @property
     def null_label(self) -> int | None:
@@ -97,18 +99,19 @@ class DiT(nn.Module):
             block.forward = torch.compile(block.forward, dynamic=False)
 
     def forward(
-        self, latent: Tensor, timestep: Tensor, condition: Tensor, hidden: Sequence[int] = ()
+        self, latent: Tensor, timestep: Tensor, condition: Tensor, hidden: Sequence[int | str] = ()
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return the network's output for a noised latent, in the dtype of the weights.
 
         ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real, ``condition`` [N, ...] (labels: [N] integer); the
-        output is [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without. ``hidden`` numbers blocks from
-        1; where it names any, the tokens [N, T, D] that leave these blocks come, too: (output, [tokens, ...]).
+        output is [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without. ``hidden`` asks for
+        more: the tokens [N, T, D] that leave a block, by its number from 1, or what a side layer makes of them, by its
+        name, such as ``projectors.0``: (output, [tokens, ...]).
 
         Raises:
-            InputError: ``hidden`` numbers a block that there is not.
+            InputError: ``hidden`` asks for a block or a side layer that there is not.
         """
-        self._check_hidden(hidden)
+        leaves = {asked: self._block_of(asked) for asked in hidden}
         tokens = self.x_embedder(latent) + self.pos_embed  # [N, T, D]
         conditioning = self.t_embedder(timestep) + self.y_embedder(condition)  # [N, D]
         # Here, outside of what is compiled:
@@ -116,18 +119,26 @@ class DiT(nn.Module):
         kept: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, conditioning, backend)
-            if number in hidden:
+            if number in leaves.values():
                 kept[number] = tokens
         patches = self.final_layer(tokens, conditioning)  # [N, T, P*P*C_out]
         output = self.unpatchify(patches)  # [N, C_out, S, S]
-        return (output, [kept[number] for number in hidden]) if hidden else output
+        return (output, [self._side(asked, kept[leaves[asked]]) for asked in hidden]) if hidden else output
 
-    def _check_hidden(self, hidden: Sequence[int]) -> None:
-        for number in hidden:
-            if not 1 <= number <= self.depth:
-                raise InputError(
-                    f"hidden state {number} is asked for and blocks are numbered 1 to {self.depth}; give one of these"
-                )
+    def _block_of(self, asked: int | str) -> int:
+        """Return the block whose tokens are asked for, or that a side layer stands after."""
+        projectors = self.config.projectors
+        if projectors is not None and asked in [f"projectors.{index}" for index in range(len(projectors.widths))]:
+            return projectors.after_block
+        if isinstance(asked, int) and 1 <= asked <= self.depth:
+            return asked
+        raise InputError(
+            f"hidden state {asked} is asked for and blocks are numbered 1 to {self.depth}; give one of these"
+        )
+
+    def _side(self, asked: int | str, tokens: Tensor) -> Tensor:
+        """Return a block's tokens, or what a side layer makes of them."""
+        return tokens if isinstance(asked, int) else self.get_submodule(asked)(tokens)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """Lay patches [N, T, P*P*C_out] out as a latent [N, C_out, S, S]."""

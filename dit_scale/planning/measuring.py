@@ -5,7 +5,7 @@ A network of one block and one of two tell what a block takes and what the rest 
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -66,8 +66,9 @@ def kept_of(config: NetworkConfig, bytes_per_number: int, on_gpu: bool) -> Kept:
 
 
 def _on_meta(config: NetworkConfig, depth: int, dtype: torch.dtype, has_kernels: bool) -> DiT:
+    projectors = config.projectors and replace(config.projectors, after_block=1)
     with torch.device("meta"):
-        model = DiT(**asdict(replace(config, depth=depth))).to(dtype)
+        model = DiT(**vars(replace(config, depth=depth, projectors=projectors))).to(dtype)
     if not has_kernels:
         model.turn_off_kernels()
     return model

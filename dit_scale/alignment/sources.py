@@ -1,0 +1,151 @@
+"""Where encoders come from: a name to what is known of it without its weights, and then with them."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_scale import classifier
+from dit_scale.alignment.encoders import KINDS, Classifier, Encoder, Kind, VisionTransformer, resample_positions
+from dit_scale.autoencoder.hub import why_out_of_reach
+from dit_scale.errors import InputError
+from dit_scale.weights import from_pretrained, pretrained
+
+EFFICIENTNET = "efficientnet"
+_FIX = "give a hub name such as facebook/dinov2-base, the folder of an encoder of transformers, or efficientnet"
+_SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "giant": (1536, 40, 24)}
+"""Of DINOv2: width, blocks, heads."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """An encoder without its weights."""
+
+    name: str
+    kind: Kind | None
+    """None of the bundled classifier."""
+    config: Any
+    """Of transformers."""
+
+    @property
+    def width(self) -> int:
+        """Of its features."""
+        return classifier.WIDTH if self.kind is None else self.config.hidden_size
+
+    def build(self, grid_side: int) -> Encoder:
+        """Return it with initial weights, for a network with so many tokens a side."""
+        if self.kind is None:
+            return Classifier(classifier.build_classifier(*_asked_for(self.name)), grid_side)
+        return VisionTransformer(self._network(grid_side), grid_side, self.kind)
+
+    def load(self) -> "Loaded":
+        """Return it with its weights; raises InputError where they cannot be had."""
+        if self.kind is None:
+            network, _ = classifier.load_classifier(*_asked_for(self.name))
+            return Loaded(self, network)
+        with torch.random.fork_rng(devices=[]):  # weights that are replaced are drawn
+            network = from_pretrained(
+                getattr(_transformers(self.name), self.kind.network),
+                self.name,
+                f"encoder '{self.name}'",
+                _FIX,
+                may_be_left=lambda model, name: True,  # heads, decoders, texts
+                config=self.config,
+                dtype=torch.float32,
+                local_files_only=not Path(self.name).is_dir() and why_out_of_reach() is not None,
+            )
+        return Loaded(self, network)
+
+    def _network(self, grid_side: int) -> Any:
+        assert self.kind is not None
+        config = type(self.config).from_dict(self.config.to_dict() | {"image_size": grid_side * self.config.patch_size})
+        with torch.random.fork_rng(devices=[]):
+            return getattr(_transformers(self.name), self.kind.network)(config)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An encoder with its weights as published."""
+
+    outline: Outline
+    network: Any
+
+    def fit(self, grid_side: int) -> Encoder:
+        """Return it for a network with so many tokens a side, its positions resampled to them."""
+        kind = self.outline.kind
+        if kind is None:
+            return Classifier(self.network, grid_side)
+        if kind.positions is None:
+            return VisionTransformer(self.network, grid_side, kind)
+        weights = self.network.state_dict()
+        weights[kind.positions] = resample_positions(weights[kind.positions], kind.class_tokens, grid_side)
+        encoder = self.outline.build(grid_side)
+        encoder.network.load_state_dict(weights)
+        return encoder
+
+
+@cache
+def outline_of(name: str) -> Outline:
+    """Return what is known of an encoder by its name: `efficientnet`, a local folder or a hub name.
+
+    Raises InputError where there is none, or where it is of a kind that is not in ``KINDS``.
+    """
+    if name == EFFICIENTNET:
+        return Outline(name, None, None)
+    settings = _settings_of(name)
+    model_type = str(settings.get("model_type"))
+    if model_type not in KINDS:
+        raise InputError(
+            f"encoder '{name}' is of the kind {model_type}, which alignment does not know; give one of these kinds: "
+            f"{', '.join(KINDS)}"
+        )
+    kind = KINDS[model_type]
+    transformers = _transformers(name)
+    with pretrained(f"encoder '{name}'", _FIX):
+        settings = settings.get("vision_config", settings)
+        config = getattr(transformers, kind.network).config_class.from_dict(settings)
+    for key, value in kind.settings:
+        setattr(config, key, value)
+    return Outline(name, kind, config)
+
+
+def _settings_of(name: str) -> dict[str, Any]:
+    """Return an encoder's config.json; of DINOv2's hub names what is known, where the hub is out of reach."""
+    transformers = _transformers(name)
+    away = None if Path(name).is_dir() else why_out_of_reach()
+    with pretrained(f"encoder '{name}'", _FIX):
+        try:
+            settings, _ = transformers.PretrainedConfig.get_config_dict(name, local_files_only=away is not None)
+        except OSError:
+            if away is None or (known := _published(name)) is None:
+                raise
+            return known
+    return dict(settings)
+
+
+def _published(name: str) -> dict[str, Any] | None:
+    """Return the settings of facebook/dinov2-SIZE and facebook/dinov2-with-registers-SIZE, for planning offline."""
+    family, _, size = name.rpartition("-")
+    kinds = {"facebook/dinov2": "dinov2", "facebook/dinov2-with-registers": "dinov2_with_registers"}
+    if family not in kinds or size not in _SIZES:
+        return None
+    width, depth, heads = _SIZES[size]
+    sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
+    return {"model_type": kinds[family], "patch_size": 14, "use_swiglu_ffn": size == "giant", "image_size": 518} | sizes
+
+
+def _transformers(name: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            f"encoder '{name}' needs transformers, which is not installed; run pip install 'dit_scale[align]', or give "
+            f"alignment.encoders=[{EFFICIENTNET}]"
+        ) from error
+    return transformers
+
+
+def _asked_for(name: str) -> tuple[str, str]:
+    return f"features of {name}", ", or give another of alignment.encoders"
