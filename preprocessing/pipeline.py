@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ class _Batch:
     indices: list[int]
     stored: Tensor | None
     """fp16 on the host, [N, M, 2C, h, w]; whole once ``copied`` has happened."""
+    pixels: list[np.ndarray] = field(default_factory=list)
+    """The images, uint8 [S, S, 3]."""
     copied: torch.cuda.Event | None = None
     reason: str = ""
     """Why there is none."""
@@ -74,10 +76,10 @@ class Encoder:
         stored = torch.empty(moments.shape, dtype=moments.dtype, pin_memory=on_gpu)
         stored.copy_(moments, non_blocking=True)
         if not on_gpu:
-            return _Batch(indices, stored)
+            return _Batch(indices, stored, pixels)
         copied = torch.cuda.Event()
         copied.record()
-        return _Batch(indices, stored, copied)
+        return _Batch(indices, stored, pixels, copied)
 
     def _collect(self, batch: _Batch) -> Iterator[Result]:
         source = self._job.source
@@ -86,10 +88,11 @@ class Encoder:
             return
         if batch.copied is not None:
             batch.copied.synchronize()
-        for index, moments in zip(batch.indices, batch.stored.numpy(), strict=False):
+        for index, moments, image in zip(batch.indices, batch.stored.numpy(), batch.pixels, strict=False):
             if not np.isfinite(moments).all():
                 raise InputError(
                     f"the moments of image '{source.name(index)}' do not fit half precision; give another autoencoder, "
                     f"or autoencoder.precision=fp32"
                 )
-            yield Record(index, source.name(index), source.label(index), moments)
+            crop = np.ascontiguousarray(image.transpose(2, 0, 1)) if self._job.config.keep_crops else None  # [3, S, S]
+            yield Record(index, source.name(index), source.label(index), moments, crop=crop)

@@ -26,7 +26,7 @@ from preprocessing.sources import Source, list_source, root_of
 from preprocessing.transforms import CENTRE_CROP
 
 PLAN_VERSION = 1
-_CLASS_NAMES = "class_names"
+_CLASS_NAMES, _KEEP_CROPS = "class_names", "keep_crops"
 _PLAN, _LISTING, _LOCK = "plan.json", "source.npy", "lock"
 CONFIG = "config.yaml"
 """The settings of the last encode, for a repair; not compared, since paths may change."""
@@ -127,7 +127,7 @@ def _settings(config: EncodeConfig) -> dict[str, Any]:
         "shard_records": config.shard_records,
         "batch_size": config.batch_size,
         "autoencoder": json.loads(json.dumps(settings)),
-    }
+    } | ({_KEEP_CROPS: True} if config.keep_crops else {})
 
 
 class _Latents(TypedDict):
@@ -157,8 +157,8 @@ def _check_same(config: EncodeConfig, plan: dict[str, Any], found: dict[str, Any
     """Raise InputError naming the first thing in which the folder's plan differs."""
     if found is None:
         return
-    theirs = dict(_flat(found))
-    for key, ours in _flat(plan):
+    mine, theirs = (dict(_flat(one)) | {_KEEP_CROPS: one.get(_KEEP_CROPS, False)} for one in (plan, found))
+    for key, ours in mine.items():
         if theirs.get(key) != ours:
             way_back = (
                 "give source.class_names (this output, once it has a manifest) to keep the order"
