@@ -2,10 +2,11 @@
 
 from dataclasses import asdict
 
-from dit_scale.config import Config, DiffusionConfig
+from dit_scale.alignment import outline_of
+from dit_scale.config import AlignmentConfig, Config, DiffusionConfig
 from dit_scale.diffusion import Objective, build_objective
 from dit_scale.latents import LatentSpec
-from dit_scale.models import DiT, build_model
+from dit_scale.models import DiT, Projectors, build_model
 
 
 def model_of(
@@ -17,10 +18,19 @@ def model_of(
     exported.
     """
     settings = asdict(config.model) | {"in_channels": latents.channels}
+    if in_training and config.alignment.encoders:
+        settings |= {"projectors": _projectors_of(config.alignment)}
     model = build_model(**settings, latent_size=latents.size, num_classes=num_classes)
     if kernels == "off":
         model.turn_off_kernels()
     return model
+
+
+def _projectors_of(config: AlignmentConfig) -> Projectors:
+    widths = tuple(outline_of(name).width for name in config.encoders)
+    return Projectors(
+        after_block=config.after_block, widths=widths, kind=config.projector, width=config.projector_width
+    )
 
 
 def objective_of(config: DiffusionConfig, learn_sigma: bool) -> Objective:

@@ -15,6 +15,9 @@ from dit_scale.errors import InputError
 FIXED_TABLES = ("pos_embed",)
 """The weights of a DiT that are computed and never trained: checkpoints may lack these, and no others."""
 
+SIDE_LAYERS = ("projectors.",)
+"""What the names of weights begin with that are trained beside a network: one without these layers drops them."""
+
 _UNREADABLE = (OSError, SafetensorError, RuntimeError, ValueError)
 """What diffusers raises, in words, for files that are absent, damaged or of another kind."""
 _MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
@@ -35,10 +38,16 @@ def load_strictly(
     Raises InputError for any other difference.
     """
     expected = model.state_dict()
+    weights = without_side_layers(weights, expected)
     complete = {name: value for name, value in expected.items() if name in may_lack} | dict(weights)
     check_names_and_shapes(complete, expected, origin, fix)
     check_finite(weights, origin, fix)
     model.load_state_dict(complete)
+
+
+def without_side_layers(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights without those of side layers that a model, of which ``expected`` is the state, does not have."""
+    return {name: value for name, value in weights.items() if name in expected or not name.startswith(SIDE_LAYERS)}
 
 
 def check_names_and_shapes(

@@ -45,18 +45,16 @@ class Outline:
         if self.kind is None:
             network, _ = classifier.load_classifier(*_asked_for(self.name))
             return Loaded(self, network)
-        with torch.random.fork_rng(devices=[]):  # weights that are replaced are drawn
-            network = from_pretrained(
-                getattr(_transformers(self.name), self.kind.network),
-                self.name,
-                f"encoder '{self.name}'",
-                _FIX,
-                may_be_left=lambda model, name: True,  # heads, decoders, texts
-                config=self.config,
-                dtype=torch.float32,
-                local_files_only=not Path(self.name).is_dir() and why_out_of_reach() is not None,
-            )
-        return Loaded(self, network)
+        away = None if Path(self.name).is_dir() else why_out_of_reach()
+        options = {"config": self.config, "dtype": torch.float32, "local_files_only": away is not None}
+        network, what = getattr(_transformers(self.name), self.kind.network), f"encoder '{self.name}'"
+        try:
+            with torch.random.fork_rng(devices=[]):  # weights that are replaced are drawn
+                return Loaded(self, from_pretrained(network, self.name, what, _FIX, _may_be_left, **options))
+        except InputError as error:
+            if away is None or not isinstance(error.__cause__, OSError):
+                raise
+            raise _not_cached(self.name, away) from error
 
     def _network(self, grid_side: int) -> Any:
         assert self.kind is not None
@@ -95,11 +93,11 @@ def outline_of(name: str) -> Outline:
     if name == EFFICIENTNET:
         return Outline(name, None, None)
     settings = _settings_of(name)
-    model_type = str(settings.get("model_type"))
+    model_type = settings.get("model_type", "not named")
     if model_type not in KINDS:
         raise InputError(
-            f"encoder '{name}' is of the kind {model_type}, which alignment does not know; give one of these kinds: "
-            f"{', '.join(KINDS)}"
+            f"encoder '{name}' is of a kind that alignment does not know, by the model_type of its config.json: "
+            f"{model_type}; give one of these: {', '.join(KINDS)}; or {EFFICIENTNET}"
         )
     kind = KINDS[model_type]
     transformers = _transformers(name)
@@ -114,13 +112,17 @@ def outline_of(name: str) -> Outline:
 def _settings_of(name: str) -> dict[str, Any]:
     """Return an encoder's config.json; of DINOv2's hub names what is known, where the hub is out of reach."""
     transformers = _transformers(name)
+    if name.count("/") != 1 and not Path(name).is_dir():
+        raise InputError(f"encoder '{name}' is neither a folder of this machine nor a hub name; {_FIX}")
     away = None if Path(name).is_dir() else why_out_of_reach()
     with pretrained(f"encoder '{name}'", _FIX):
         try:
             settings, _ = transformers.PretrainedConfig.get_config_dict(name, local_files_only=away is not None)
-        except OSError:
-            if away is None or (known := _published(name)) is None:
+        except OSError as error:
+            if away is None:
                 raise
+            if (known := _published(name)) is None:
+                raise _not_cached(name, away) from error
             return known
     return dict(settings)
 
@@ -134,6 +136,18 @@ def _published(name: str) -> dict[str, Any] | None:
     width, depth, heads = _SIZES[size]
     sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
     return {"model_type": kinds[family], "patch_size": 14, "use_swiglu_ffn": size == "giant", "image_size": 518} | sizes
+
+
+def _may_be_left(network: Any, name: str) -> bool:
+    """Return whether weights in the files that an encoder lacks are no mistake: heads, decoders and texts are none."""
+    return True
+
+
+def _not_cached(name: str, why: str) -> InputError:
+    return InputError(
+        f"encoder '{name}' cannot be loaded (it is not in the hub's cache on this machine, and {why}); give a local "
+        f"folder of it, or download it where there is a network, with the same HF_HOME, by hf download"
+    )
 
 
 def _transformers(name: str) -> Any:

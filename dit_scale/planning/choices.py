@@ -15,6 +15,7 @@ from dit_scale.data.opening import open_storage
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.parameters import DTYPES, num_trained
+from dit_scale.planning.frozen import frozen_of
 from dit_scale.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
 from dit_scale.recipe import model_of
 from dit_scale.zero.batches import BatchPlan, plan_batches
@@ -75,6 +76,7 @@ def setup_of(config: Config, model: DiT, world_size: int, on_gpu: bool, gpus_per
         reduce_to_owners=engine.reduces_to_owners(num_parameters, world_size),
         node_size=min(gpus_per_node, world_size) if engine.hierarchical_partitioning else 0,
         on_gpu=on_gpu,
+        frozen=frozen_of(config.alignment.encoders, model.grid_side),
     )
 
 

@@ -75,9 +75,12 @@ def _on_meta(config: NetworkConfig, depth: int, dtype: torch.dtype, has_kernels:
 
 
 def _output(model: DiT) -> Tensor:
+    """Return one number that depends on all that training asks of a network."""
     latent = torch.empty(1, model.in_channels, model.latent_size, model.latent_size, device="meta")
     timestep, condition = torch.empty(1, device="meta"), model.condition.empty(1, "meta")
-    return model(latent.to(model.pos_embed.dtype), timestep, condition)
+    asked = [f"projectors.{index}" for index in range(len(model.projectors))]
+    found = model(latent.to(model.pos_embed.dtype), timestep, condition, hidden=asked)
+    return sum((part.sum() for part in found[1]), found[0].sum()) if asked else found.sum()
 
 
 def _products(model: DiT) -> Products:
@@ -86,7 +89,7 @@ def _products(model: DiT) -> Products:
         with FlopCounterMode(display=False) as forward:
             output = _output(model)
         with FlopCounterMode(display=False) as backward:
-            output.sum().backward()
+            output.backward()
     counts = [counter.get_flop_counts()["Global"].get(attention, 0) for counter in (forward, backward)]
     both = forward.get_total_flops() + backward.get_total_flops()
     return Products(forward.get_total_flops(), both, sum(counts))

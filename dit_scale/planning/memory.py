@@ -10,6 +10,7 @@ from itertools import accumulate
 
 from dit_scale.models.dit import DiT
 from dit_scale.parameters import num_parameters, num_trained, trained
+from dit_scale.planning.frozen import NO_ENCODERS, Frozen
 from dit_scale.planning.measuring import kept_of
 
 FP32_BYTES = 4
@@ -18,6 +19,7 @@ CHECKPOINT_BYTES_PER_PARAMETER = 16
 STAGE_3_REUSE_DISTANCE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance
 STAGE_3_PERSISTENT = 100_000  # its stage3_param_persistence_threshold: smaller parameters stay whole
 _STAGE_0_BUCKET = 500_000_000  # elements that its engine flattens for one all-reduce at stage 0
+_LOSS_FEATURES = 5  # fp32 tensors of the features' shape that the alignment loss keeps, the target among them
 _LOSS_LATENTS = 15  # fp32 tensors of a latent's shape that the Gaussian objective keeps; a flow keeps fewer
 
 
@@ -45,6 +47,8 @@ class TrainingSetup:
     on_gpu: bool = True
     """A GPU's buckets are allocated whole, and doubled so that reducing overlaps; a CPU's only as far as used. A GPU's
     kernels keep what goes into them, where PyTorch on a CPU keeps what is between, too."""
+    frozen: Frozen = NO_ENCODERS
+    """The encoders that run beside the network."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,14 @@ class MemoryEstimate:
     """fp32 weights that the optimizer updates (stage 0 in fp32: the parameters themselves)."""
     adam_moments: int
     ema: int
+    encoders: int
+    """The weights of frozen encoders."""
     activations: int
     """What autograd keeps for backward, with the checkpointing that is set."""
     backward_workspace: int
     """The widest moment of backward: a recomputed block, gradients of a block's activations."""
+    encoder_workspace: int
+    """The widest moment of an encoder's pass, between forward and backward."""
     update_workspace: int
     """fp32 gradients of this rank's part while the optimizer runs."""
     host_setup: int
@@ -77,12 +85,13 @@ class MemoryEstimate:
     @property
     def states(self) -> int:
         """Bytes that stay from step to step."""
-        return self.parameters + self.master + self.adam_moments + self.ema
+        return self.parameters + self.master + self.adam_moments + self.ema + self.encoders
 
     @property
     def peak(self) -> int:
-        """The most at any moment of a step: in backward, or in the update."""
-        backward = self.gathered_parameters + self.buckets + self.activations + self.backward_workspace
+        """The most at any moment of a step: in an encoder, in backward, or in the update."""
+        workspace = max(self.backward_workspace, self.encoder_workspace)
+        backward = self.gathered_parameters + self.buckets + self.activations + workspace
         return self.states + self.gradients + max(backward, self.update_workspace)
 
     @property
@@ -113,8 +122,10 @@ def estimate_memory(model: DiT, setup: TrainingSetup) -> MemoryEstimate:
         master=states_on_device * master,
         adam_moments=states_on_device * adam,
         ema=states_on_device * ema,
+        encoders=number * setup.frozen.parameters,
         activations=activations,
         backward_workspace=workspace,
+        encoder_workspace=number * setup.micro_batch_size * setup.frozen.workspace,
         update_workspace=states_on_device * FP32_BYTES * part if is_sharded else 0,
         host_setup=2 * FP32_BYTES * (total + frozen),
         host_optimizer=0 if states_on_device else master + adam + ema + FP32_BYTES * part,
@@ -186,7 +197,9 @@ def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
     tokens, latent = number * model.grid_side**2 * model.hidden_size, model.in_channels * model.latent_size**2
     block = tokens + setup.activation_budget * (kept.block - tokens)
     blocks = (model.depth - recomputed) * block + recomputed * tokens
-    outside = kept.rest + FP32_BYTES * _LOSS_LATENTS * latent
+    projectors = model.config.projectors
+    features = sum(projectors.widths) * model.grid_side**2 if projectors is not None else 0
+    outside = kept.rest + FP32_BYTES * (_LOSS_LATENTS * latent + _LOSS_FEATURES * features)
     # Gradients of the two widest activations, before and after the MLP's GELU, and of the tokens live at once.
     gradients = kept.widest + tokens
     is_recomputed = recomputed > 0 or setup.activation_budget < 1

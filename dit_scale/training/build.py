@@ -26,6 +26,7 @@ from dit_scale.supervision.phases import Phases
 from dit_scale.supervision.preemption import TimeLimit
 from dit_scale.supervision.stragglers import ForwardTime, RankTimes
 from dit_scale.training import run_folder
+from dit_scale.training.alignment import Alignment, alignment_of, load_encoders
 from dit_scale.training.attention_choice import settle_attention
 from dit_scale.training.bad_step_policies import policy_of
 from dit_scale.training.bad_steps import BadSteps
@@ -83,7 +84,8 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
     """Open all that a run needs; at the end, or where this fails, what was opened is closed (collective)."""
     run_dir, train = Path(config.run_dir), config.train
     conveniences = Conveniences(run_dir, world)
-    dataset = open_dataset(config.data, config.model.condition)
+    config, encoders = load_encoders(config)
+    dataset = open_dataset(config.data, config.model.condition, with_crops=bool(encoders))
     data = describe(dataset)
     found = find_last_good(run_dir / CHECKPOINTS, world)
     if found is not None:
@@ -92,7 +94,8 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     peak = peak_flops(device, config.engine.precision)
     flops_per_image = training_flops_per_image(model) if peak else 0
-    learner = _learner(model, config, dataset, world, device, conveniences)
+    alignment = alignment_of(config, encoders, model.grid_side, device)
+    learner = _learner(model, config, dataset, world, device, conveniences, alignment)
     rank_times = RankTimes(world, ForwardTime(learner.engine.module), config.log.every_steps)
     start = _begin(learner.state, found, weights, world)
     spikes = SpikeLimit(train.spike_factor, found.description.grad_norms if found else [], learner.guard.device)
@@ -122,7 +125,13 @@ def _new_model(config: Config, dataset: LatentDataset, is_new_run: bool) -> DiT:
 
 
 def _learner(
-    model: DiT, config: Config, dataset: LatentDataset, world: World, device: str, conveniences: Conveniences
+    model: DiT,
+    config: Config,
+    dataset: LatentDataset,
+    world: World,
+    device: str,
+    conveniences: Conveniences,
+    alignment: Alignment | None,
 ) -> Learner:
     """Wrap the network for training on this rank (collective)."""
     train, latents = config.train, dataset.manifest.latents
@@ -131,7 +140,10 @@ def _learner(
     largest = max(part.stop - part.start for part in plan.micro_batches)
     dtype = DTYPES[config.engine.precision]
     settle_attention(model, largest, torch.device(device), dtype, Path(config.run_dir), world, conveniences)
-    loss_function = LossFunction(objective, latents, config.seed, config.model.label_dropout, model.condition)
+    auxiliary = () if alignment is None else (alignment,)
+    loss_function = LossFunction(
+        objective, latents, config.seed, config.model.label_dropout, model.condition, auxiliary
+    )
     engine = build_engine(model, config.engine, train, plan, world, device)
     guard = UpdateGuard(engine, train.max_grad_norm)
     return Learner(plan, loss_function, engine, guard, TrainingState(OptimizerState(engine), train))

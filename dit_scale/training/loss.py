@@ -14,6 +14,8 @@ from dit_scale.latents import LatentSpec, sample_latent
 
 Network = Callable[..., Any]
 """``(noised_latent, time, condition) -> output``; with ``hidden=(8, ...)`` it returns ``(output, [tokens, ...])``."""
+Hidden = int | str
+"""A block by its number from 1, for its tokens; or a side layer by its name, for what it returns."""
 
 
 class Pass(NamedTuple):
@@ -25,16 +27,18 @@ class Pass(NamedTuple):
     """Without noise, [N, C, S, S]."""
     time: Tensor
     """As the objective counts it, [N] or [N, k]."""
-    hidden: dict[int, Tensor]
-    """The tokens [N, T, D] that each block returned which a loss asked for, in the objective's first call."""
+    hidden: dict[Hidden, Tensor]
+    """The tokens [N, T, D] of what a loss asked for, in the objective's first call."""
+    crops: Tensor | None = None
+    """The images that became the latents, uint8 [N, 3, H, W], where the data give them."""
 
 
 class AuxiliaryLoss(Protocol):
     """A loss beside the objective's."""
 
     @property
-    def hidden(self) -> tuple[int, ...]:
-        """The blocks whose tokens it needs, counted from 1."""
+    def hidden(self) -> tuple[Hidden, ...]:
+        """The blocks and the side layers whose tokens it needs."""
 
     def terms(self, seen: Pass) -> Terms:
         """Return its terms; their names are no other loss's."""
@@ -51,8 +55,19 @@ class LossFunction:
     condition: Condition
     auxiliary: tuple[AuxiliaryLoss, ...] = ()
 
-    def __call__(self, network: Network, moments: Tensor, conditions: Tensor, positions: Tensor) -> Terms:
-        """Return the terms of each image's loss: moments [N, 2C, H, W], conditions [N, ...], stream positions [N]."""
+    def __call__(
+        self,
+        network: Network,
+        moments: Tensor,
+        conditions: Tensor,
+        positions: Tensor,
+        crops: Tensor | None = None,
+    ) -> Terms:
+        """Return the terms of each image's loss.
+
+        Moments are [N, 2C, H, W], conditions [N, ...], stream positions [N], crops [N, 3, H, W] where a loss beside the
+        objective's sees them.
+        """
         shape = self.latents.shape
         latent = sample_latent(moments, draws.normal(self.seed, Stream.POSTERIOR, positions, shape), self.latents)
         noise = draws.normal(self.seed, Stream.NOISE, positions, shape)
@@ -60,9 +75,10 @@ class LossFunction:
         if self.condition.has_null and self.label_dropout > 0:
             is_dropped = draws.uniform(self.seed, Stream.LABEL_DROPOUT, positions) < self.label_dropout
             conditions = self.condition.dropped(conditions, is_dropped)
-        asked = _Asked(network, conditions, tuple(sorted({block for loss in self.auxiliary for block in loss.hidden})))
+        wanted = {hidden for loss in self.auxiliary for hidden in loss.hidden}
+        asked = _Asked(network, conditions, tuple(sorted(wanted, key=lambda hidden: (isinstance(hidden, str), hidden))))
         terms = self.objective.loss(asked, latent, noise, time)
-        seen = Pass(positions, latent, time, asked.hidden)
+        seen = Pass(positions, latent, time, asked.hidden, crops)
         for loss in self.auxiliary:
             terms = terms | loss.terms(seen)
         return terms
@@ -76,15 +92,15 @@ class LossFunction:
 class _Asked:
     """The network with its conditions settled, as an objective calls it; keeps the hidden states that are asked for."""
 
-    def __init__(self, network: Network, conditions: Tensor, blocks: tuple[int, ...]):
-        self._network, self._conditions, self._blocks = network, conditions, blocks
-        self.hidden: dict[int, Tensor] = {}
+    def __init__(self, network: Network, conditions: Tensor, wanted: tuple[Hidden, ...]):
+        self._network, self._conditions, self._wanted = network, conditions, wanted
+        self.hidden: dict[Hidden, Tensor] = {}
 
     def __call__(self, noised: Tensor, time: Tensor) -> Tensor:
         output: Tensor
-        if self._blocks and not self.hidden:
-            output, states = self._network(noised, time, self._conditions, hidden=self._blocks)
-            self.hidden = dict(zip(self._blocks, states, strict=True))
+        if self._wanted and not self.hidden:
+            output, states = self._network(noised, time, self._conditions, hidden=self._wanted)
+            self.hidden = dict(zip(self._wanted, states, strict=True))
         else:
             output = self._network(noised, time, self._conditions)
         return output

@@ -12,7 +12,7 @@ from dit_scale.config import FIXED_FOR_A_RUN, Config, ModelConfig, config_from, 
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.models import PRESETS, DiT, NetworkConfig, build_model
-from dit_scale.models.config import FROM_DATA
+from dit_scale.models.config import FROM_DATA, FROM_SECTIONS
 from dit_scale.models.presets import SIZES
 from dit_scale.recipe import model_of
 
@@ -22,7 +22,7 @@ SMALL = {"latent_size": 8, "num_classes": 3, "patch_size": 2, "hidden_size": 16,
 
 
 def test_a_configuration_file_sets_every_field_that_data_do_not() -> None:
-    assert list(SCHEMA) == ["name", *(name for name in NETWORK if name not in FROM_DATA)]
+    assert list(SCHEMA) == ["name", *(name for name in NETWORK if name not in (*FROM_DATA, *FROM_SECTIONS))]
     fixed = {key.removeprefix("model.") for key in FIXED_FOR_A_RUN if key.startswith("model.")}
     assert fixed == set(SCHEMA) - {"attention"}, "what changes the function stays for a run"
 
