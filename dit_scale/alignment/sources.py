@@ -52,7 +52,9 @@ class Outline:
             with torch.random.fork_rng(devices=[]):  # weights that are replaced are drawn
                 return Loaded(self, from_pretrained(network, self.name, what, _FIX, _may_be_left, **options))
         except InputError as error:
-            if away is None or not isinstance(error.__cause__, OSError):
+            if away is None or not isinstance(
+                error.__cause__, OSError | AttributeError
+            ):  # the latter by local_files_only
                 raise
             raise _not_cached(self.name, away) from error
 
