@@ -1,5 +1,6 @@
 """Weights loaded by name: none missing, none left over, none of another shape, wherever they come from."""
 
+import importlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,16 +70,19 @@ def check_finite(weights: Mapping[str, Tensor], origin: str, fix: str) -> None:
 
 
 def from_diffusers(name: str) -> Any:
-    """Return a class of diffusers, imported without what it says of optional packages that have no part in it.
+    """Return a class of diffusers; it takes seconds the first time, so it is asked for only where one is used."""
+    return from_library("diffusers", name)
 
-    Takes seconds the first time, so it is asked for only where one is used.
+
+def from_library(library: str, name: str) -> Any:
+    """Return a class of diffusers or transformers, imported without what they say of packages that have no part in it.
+
+    Raises ImportError where the library is not installed.
     """
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # diffusers sets the level of its own loggers while it is imported
+    logging.disable(logging.WARNING)  # they set the level of their own loggers while they are imported
     try:
-        import diffusers
-
-        return getattr(diffusers, name)
+        return getattr(importlib.import_module(library), name)
     finally:
         logging.disable(before)
 

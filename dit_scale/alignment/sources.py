@@ -11,7 +11,7 @@ from dit_scale import classifier
 from dit_scale.alignment.encoders import KINDS, Classifier, Encoder, Kind, VisionTransformer, resample_positions
 from dit_scale.autoencoder.hub import why_out_of_reach
 from dit_scale.errors import InputError
-from dit_scale.weights import from_pretrained, pretrained
+from dit_scale.weights import from_library, from_pretrained, pretrained
 
 EFFICIENTNET = "efficientnet"
 _FIX = "give a hub name such as facebook/dinov2-base, the folder of an encoder of transformers, or efficientnet"
@@ -47,14 +47,12 @@ class Outline:
             return Loaded(self, network)
         away = None if Path(self.name).is_dir() else why_out_of_reach()
         options = {"config": self.config, "dtype": torch.float32, "local_files_only": away is not None}
-        network, what = getattr(_transformers(self.name), self.kind.network), f"encoder '{self.name}'"
+        network, what = _from_transformers(self.kind.network, self.name), f"encoder '{self.name}'"
         try:
             with torch.random.fork_rng(devices=[]):  # weights that are replaced are drawn
                 return Loaded(self, from_pretrained(network, self.name, what, _FIX, _may_be_left, **options))
         except InputError as error:
-            if away is None or not isinstance(
-                error.__cause__, OSError | AttributeError
-            ):  # the latter by local_files_only
+            if away is None or not isinstance(error.__cause__, OSError | AttributeError):  # transformers raises both
                 raise
             raise _not_cached(self.name, away) from error
 
@@ -62,7 +60,7 @@ class Outline:
         assert self.kind is not None
         config = type(self.config).from_dict(self.config.to_dict() | {"image_size": grid_side * self.config.patch_size})
         with torch.random.fork_rng(devices=[]):
-            return getattr(_transformers(self.name), self.kind.network)(config)
+            return _from_transformers(self.kind.network, self.name)(config)
 
 
 @dataclass(frozen=True)
@@ -102,10 +100,9 @@ def outline_of(name: str) -> Outline:
             f"{model_type}; give one of these: {', '.join(KINDS)}; or {EFFICIENTNET}"
         )
     kind = KINDS[model_type]
-    transformers = _transformers(name)
+    network = _from_transformers(kind.network, name)
     with pretrained(f"encoder '{name}'", _FIX):
-        settings = settings.get("vision_config", settings)
-        config = getattr(transformers, kind.network).config_class.from_dict(settings)
+        config = network.config_class.from_dict(settings.get("vision_config", settings))
     for key, value in kind.settings:
         setattr(config, key, value)
     return Outline(name, kind, config)
@@ -113,13 +110,13 @@ def outline_of(name: str) -> Outline:
 
 def _settings_of(name: str) -> dict[str, Any]:
     """Return an encoder's config.json; of DINOv2's hub names what is known, where the hub is out of reach."""
-    transformers = _transformers(name)
+    config = _from_transformers("PretrainedConfig", name)
     if name.count("/") != 1 and not Path(name).is_dir():
         raise InputError(f"encoder '{name}' is neither a folder of this machine nor a hub name; {_FIX}")
     away = None if Path(name).is_dir() else why_out_of_reach()
     with pretrained(f"encoder '{name}'", _FIX):
         try:
-            settings, _ = transformers.PretrainedConfig.get_config_dict(name, local_files_only=away is not None)
+            settings, _ = config.get_config_dict(name, local_files_only=away is not None)
         except OSError as error:
             if away is None:
                 raise
@@ -152,15 +149,14 @@ def _not_cached(name: str, why: str) -> InputError:
     )
 
 
-def _transformers(name: str) -> Any:
+def _from_transformers(wanted: str, name: str) -> Any:
     try:
-        import transformers
+        return from_library("transformers", wanted)
     except ImportError as error:
         raise InputError(
             f"encoder '{name}' needs transformers, which is not installed; run pip install 'dit_scale[align]', or give "
             f"alignment.encoders=[{EFFICIENTNET}]"
         ) from error
-    return transformers
 
 
 def _asked_for(name: str) -> tuple[str, str]:

@@ -43,9 +43,8 @@ class Place:
             if controller.default not in condition.values and not (
                 condition.but and controller.default not in condition.but
             ):
-                values = (
-                    ["s3://b/f"] if condition.test else [*condition.values, "[e]" if controller.default == () else 2]
-                )
+                any_value = "[e]" if controller.default == () else 2
+                values = ["s3://b/f"] if condition.test else [*condition.values, any_value]
                 needed.append(f"{prefix}{condition.name}={str(values[0]).lower()}")
             conditions.append(controller.metadata.get("only_if"))
         return needed
