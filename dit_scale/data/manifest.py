@@ -25,6 +25,15 @@ FILE_NAME = "manifest.json"
 FORMAT_VERSION = 2
 
 
+_CAME_LATER = {"arrays": (), "crops_sha256": None}
+"""Fields that older documents do not have, and what they are where they say nothing."""
+
+
+def _without_what_came_later(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a document's object as it was before there were fields that say nothing in it."""
+    return {name: value for name, value in items if name not in _CAME_LATER or value != _CAME_LATER[name]}
+
+
 @dataclass(frozen=True)
 class Transform:
     """How an image became the encoder's input."""
@@ -63,8 +72,8 @@ class ShardEntry:
         return files | ({} if self.crops_sha256 is None else {self.crops: self.crops_sha256})
 
     def to_json(self) -> dict[str, Any]:
-        """Return what documents say of it; of crops they say nothing where there are none."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return what documents say of it."""
+        return asdict(self, dict_factory=_without_what_came_later)
 
 
 @dataclass(frozen=True)
@@ -152,11 +161,7 @@ class Manifest:
         write_json(folder / FILE_NAME, {"fingerprint": self.fingerprint} | self._content())
 
     def _content(self) -> dict[str, Any]:
-        content = {"format_version": FORMAT_VERSION} | asdict(self)
-        content["shards"] = [shard.to_json() for shard in self.shards]
-        if self.arrays == ():  # as before there were any
-            del content["arrays"]
-        return content
+        return {"format_version": FORMAT_VERSION} | asdict(self, dict_factory=_without_what_came_later)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -84,8 +84,8 @@ class RecordLayout:
 class CropLayout:
     """Where the bytes of crops lie: a member ``KEY.npy`` for each record, uint8 [3, S, S], at a fixed stride.
 
-    Raw, since a training step waits for them: a lossless code would halve their bytes and take about ten times the CPU
-    time of a read (docs/data.md).
+    Raw, as reading must keep pace with a GPU: compressed without loss they would take half of the bytes and about ten
+    times the CPU time (docs/data.md).
     """
 
     image_size: int
