@@ -74,7 +74,7 @@ def test_weights_of_projectors_are_dropped_and_no_others() -> None:
     aligned, plain = small((5, 3)), small()
     load_trained(plain, aligned.state_dict(), "x")
     assert torch.equal(plain.get_parameter("x_embedder.proj.weight"), aligned.get_parameter("x_embedder.proj.weight"))
-    with pytest.raises(InputError, match="early.weight is"):
+    with pytest.raises(InputError, match=r"early\.weight is"):
         load_trained(plain, aligned.state_dict() | {"early.weight": torch.zeros(2)}, "x")
     with pytest.raises(InputError, match=r"projectors\.0\.0\.bias is absent there"):
         load_trained(aligned, plain.state_dict(), "x")

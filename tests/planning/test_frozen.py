@@ -3,18 +3,25 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit_scale.alignment import outline_of
 from dit_scale.config import Config, load_config
+from dit_scale.diffusion import build_objective, total
 from dit_scale.latents import LatentSpec
+from dit_scale.models import Projectors, build_model
 from dit_scale.parameters import num_parameters
 from dit_scale.planning.choices import model_on_meta, setup_of
 from dit_scale.planning.flops import training_flops_per_image
 from dit_scale.planning.frozen import NO_ENCODERS, frozen_of
-from dit_scale.planning.memory import estimate_memory
+from dit_scale.planning.memory import TrainingSetup, estimate_memory
+from dit_scale.training.alignment import Alignment
+from dit_scale.training.loss import LossFunction
 from tests.alignment.encoders import KINDS, crops, save_encoder
+from tests.alignment.test_projectors import Fixed
+from tests.networks import kept_bytes
 
 
 def test_products_of_a_frozen_encoder_are_those_of_the_real_one(tmp_path: Path) -> None:
@@ -51,3 +58,16 @@ def test_the_plan_of_a_run_holds_projectors_and_encoders(tmp_path: Path) -> None
     kept = 4 * setups[1].micro_batch_size * 16 * (2 * 2 * 100 + 24)  # what the two SiLU and three layers keep, at least
     assert beside.activations - without.activations >= kept
     assert torch.device("meta") == models[1].pos_embed.device
+
+
+def test_activations_of_an_aligned_loss_are_what_autograd_keeps() -> None:
+    images, widths = 2, (768, 100)
+    projectors = Projectors(after_block=2, widths=widths, width=512)
+    model = build_model("DiT-S/2", depth=3, latent_size=32, num_classes=10, projectors=projectors)
+    latents = LatentSpec(channels=4, size=32)
+    alignment = Alignment([Fixed(torch.randn(images, 256, width)) for width in widths], 0.5, 0.0)  # type: ignore
+    loss_function = LossFunction(build_objective("gaussian"), latents, 0, 0.1, model.condition, (alignment,))
+    arguments = (torch.randn(images, *latents.moments_shape), torch.zeros(images, dtype=torch.long))
+    kept = kept_bytes(model, lambda: total(loss_function(model, *arguments, torch.arange(images), crops(images))))
+    setup = TrainingSetup(images, bytes_per_number=4, on_gpu=False)
+    assert estimate_memory(model, setup).activations == pytest.approx(kept, rel=0.01)
