@@ -4,10 +4,11 @@ import math
 from dataclasses import asdict, replace
 from typing import Any
 
-from dit_scale.config import Config, DiffusionConfig, RoutingConfig
+from dit_scale.alignment import outline_of
+from dit_scale.config import AlignmentConfig, Config, DiffusionConfig, RoutingConfig
 from dit_scale.diffusion import OBJECTIVES, Objective, build_objective
 from dit_scale.latents import LatentSpec
-from dit_scale.models import DiT, Route, build_model
+from dit_scale.models import DiT, Projectors, Route, build_model
 from dit_scale.models.presets import preset_values
 
 
@@ -24,10 +25,19 @@ def model_of(
         "num_times": OBJECTIVES[config.diffusion.name].num_times,
         "route": route_of(config.routing),
     }
+    if in_training and config.alignment.encoders:
+        settings |= {"projectors": _projectors_of(config.alignment)}
     model = build_model(**settings, latent_size=latents.size, num_classes=num_classes)
     if kernels == "off":
         model.turn_off_kernels()
     return model
+
+
+def _projectors_of(config: AlignmentConfig) -> Projectors:
+    widths = tuple(outline_of(name).width for name in config.encoders)
+    return Projectors(
+        after_block=config.after_block, widths=widths, kind=config.projector, width=config.projector_width
+    )
 
 
 def route_of(routing: RoutingConfig) -> Route | None:

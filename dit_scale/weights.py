@@ -1,5 +1,6 @@
 """Weights loaded by name: none missing, none left over, none of another shape, wherever they come from."""
 
+import importlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from dit_scale.errors import InputError
 
 FIXED_TABLES = ("pos_embed",)
 """The weights of a DiT that are computed and never trained: checkpoints may lack these, and no others."""
+
+SIDE_LAYERS = ("projectors.",)
+"""What the names of weights begin with that are trained beside a network: one without these layers drops them."""
 
 _UNREADABLE = (OSError, SafetensorError, RuntimeError, ValueError)
 """What diffusers raises, in words, for files that are absent, damaged or of another kind."""
@@ -35,10 +39,16 @@ def load_strictly(
     Raises InputError for any other difference.
     """
     expected = model.state_dict()
+    weights = without_side_layers(weights, expected)
     complete = {name: value for name, value in expected.items() if name in may_lack} | dict(weights)
     check_names_and_shapes(complete, expected, origin, fix)
     check_finite(weights, origin, fix)
     model.load_state_dict(complete)
+
+
+def without_side_layers(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights without those of side layers that a model, of which ``expected`` is the state, does not have."""
+    return {name: value for name, value in weights.items() if name in expected or not name.startswith(SIDE_LAYERS)}
 
 
 def check_names_and_shapes(
@@ -60,25 +70,28 @@ def check_finite(weights: Mapping[str, Tensor], origin: str, fix: str) -> None:
 
 
 def from_diffusers(name: str) -> Any:
-    """Return a class of diffusers, imported without what it says of optional packages that have no part in it.
+    """Return a class of diffusers; it takes seconds the first time, so it is asked for only where one is used."""
+    return from_library("diffusers", name)
 
-    Takes seconds the first time, so it is asked for only where one is used.
+
+def from_library(library: str, name: str) -> Any:
+    """Return a class of diffusers or transformers, imported without what they say of packages that have no part in it.
+
+    Raises ImportError where the library is not installed.
     """
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # diffusers sets the level of its own loggers while it is imported
+    logging.disable(logging.WARNING)  # they set the level of their own loggers while they are imported
     try:
-        import diffusers
-
-        return getattr(diffusers, name)
+        return getattr(importlib.import_module(library), name)
     finally:
         logging.disable(before)
 
 
 @contextmanager
 def pretrained(what: str, fix: str) -> Iterator[None]:
-    """Turn what diffusers raises, and what it and the hub's client print, into one sentence about ``what``."""
+    """Turn what diffusers or transformers raises, and what they and the hub's client print, into one sentence."""
     try:
-        with _silent("diffusers"), _silent("huggingface_hub"), _silent("urllib3"):
+        with _silent("diffusers"), _silent("transformers"), _silent("huggingface_hub"), _silent("urllib3"):
             yield
     except InputError:
         raise
@@ -99,7 +112,7 @@ def from_pretrained(
     may_be_left: Callable[[Any, str], bool] = lambda model, name: False,
     **options: Any,
 ) -> Any:
-    """Load a model through diffusers, every weight from its files, and return it.
+    """Load a model through diffusers or transformers, every weight from its files, and return it.
 
     diffusers keeps whatever the memory held in the weights that a folder lacks. Raises InputError, with names, where
     weights are missing, of another shape, or left over; ``may_be_left(model, name)`` excuses the last.

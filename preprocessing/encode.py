@@ -141,7 +141,7 @@ def _make(job: Job, number: int, results: Iterator[Result], rejected_before: int
     mine = islice(results, len(job.images_of(number)))
     try:
         entry, sums = write_shard(
-            job.output, shard_name(number), job.layout, _records(job, mine, rejected, rejected_before)
+            job.output, shard_name(number), job.layout, _records(job, mine, rejected, rejected_before), job.crops
         )
         receipt = Receipt(entry, sums, rejected)
         job.write_receipt(number, receipt)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -11,19 +12,21 @@ from dit_scale.autoencoder import FILE_NAME as AUTOENCODER_FILE
 from dit_scale.autoencoder import load_autoencoder, to_uint8
 from dit_scale.data.dataset import LatentDataset
 from dit_scale.data.folder import ShardFolder
+from dit_scale.data.shards import WAY_OUT
+from dit_scale.errors import InputError
 from dit_scale.files import make_writable_folder
 from dit_scale.latents import sample_latent
 from dit_scale.pictures import labelled_grid, write_png
 
 
 def inspect(path: str, out: Path, num_classes: int = 8, images_per_class: int = 4, cache: Path | None = None) -> None:
-    """Print what a shard folder holds and write a grid of decoded records, each beside its horizontal flip."""
+    """Print what a shard folder holds and write a grid of records: the crop if kept, decoded, its horizontal flip."""
     make_writable_folder(out.absolute().parent, "the picture's folder")
     dataset = LatentDataset.open(path, cache=cache)
     folder = dataset.folders[0]
     Console().print(_table(folder))
     rows = _rows(dataset, num_classes, images_per_class)
-    title = "record, mirror image" if dataset.mirrors == 2 else "records"
+    title = ", ".join(["crop"] * (dataset.manifest.crops is not None) + ["record", "mirror image"][: dataset.mirrors])
     write_png(labelled_grid(rows, title=f"{path}: {title}"), out)
     print(f"records of {len(rows)} classes decoded to {out}")
 
@@ -32,10 +35,10 @@ def _table(folder: ShardFolder) -> Table:
     manifest = folder.manifest
     latents, statistics = manifest.latents, manifest.statistics
     per_class = np.bincount(folder.labels, minlength=len(manifest.class_names))
-    num_bytes = sum(shard.bytes for shard in manifest.shards)
+    crop_bytes = sum(file.num_bytes for file in manifest.crop_files(*manifest.shards))
     facts = {
         "records": f"{manifest.num_records:,}",
-        "shards": f"{len(manifest.shards):,} ({manifest.container}), {num_bytes:,} bytes",
+        "shards": f"{len(manifest.shards):,} ({manifest.container}), {manifest.num_bytes - crop_bytes:,} bytes",
         "mirrors": str(manifest.mirrors),
         "rejected images": str(manifest.rejected),
         "classes": f"{len(manifest.class_names)}: {_shortened(manifest.class_names)}",
@@ -50,6 +53,7 @@ def _table(folder: ShardFolder) -> Table:
         "autoencoder": f"{manifest.autoencoder['name']} ({manifest.autoencoder['kind']}, "
         f"{manifest.autoencoder['sha256'][:12]})",
         "images": f"{manifest.transform.name}, {manifest.transform.image_size} px",
+        "crops": f"kept, uint8, {crop_bytes:,} bytes" if manifest.crops else "not kept",
         "fingerprint": manifest.fingerprint,
     }
     table = Table(show_header=False, title=folder.storage.location)
@@ -77,8 +81,20 @@ def _rows(dataset: LatentDataset, num_classes: int, images_per_class: int) -> li
         moments, _ = dataset.read(np.repeat(records, dataset.mirrors), mirrored)
         latent = sample_latent(moments, torch.zeros(len(moments), *latents.shape), latents)
         images = to_uint8(autoencoder.decode(latents.denormalise(latent)))
+        if dataset.manifest.crops:
+            images = _after_crops(dataset, records, images)
         rows.append((dataset.class_names.title(label), list(images.permute(0, 2, 3, 1).numpy())))
     return rows
+
+
+def _after_crops(dataset: LatentDataset, records: npt.NDArray[np.int64], images: torch.Tensor) -> torch.Tensor:
+    """Put the crop of each record before what its mirrors were decoded to, [n * (1 + M), 3, S, S]."""
+    dataset.folders[0].prepare_crops()
+    crops, damaged = dataset.read_crops(records, np.zeros(len(records), bool))
+    for how in damaged.values():
+        raise InputError(f"{how}; {WAY_OUT}")
+    decoded = images.view(len(records), -1, *images.shape[1:])  # [n, M, 3, S, S]
+    return torch.cat((crops[:, None], decoded), dim=1).flatten(0, 1)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -21,7 +21,7 @@ import torch
 
 from dit_scale.config import EncodeConfig
 from dit_scale.data.manifest import ShardEntry
-from dit_scale.data.record import RecordLayout
+from dit_scale.data.record import CropLayout, RecordLayout
 from dit_scale.data.shards import shard_name
 from dit_scale.data.statistics import LatentSums
 from dit_scale.documents import Misfit, parsed
@@ -105,6 +105,11 @@ class Job:
         return RecordLayout(self.mirrors, self.latents.moments_shape, arrays_of(self.config))
 
     @property
+    def crops(self) -> CropLayout | None:
+        """Where the bytes of crops lie; None where they are not kept."""
+        return CropLayout(self.config.image_size) if self.config.keep_crops else None
+
+    @property
     def num_shards(self) -> int:
         """Shards of the whole source."""
         return -(-len(self.source) // self.config.shard_records)
@@ -120,7 +125,7 @@ class Job:
         content = {
             "plan": self._plan_digest,
             "made_with": made_with(),
-            "shard": asdict(receipt.entry),
+            "shard": receipt.entry.to_json(),
             "sums": {
                 "count": sums.count,
                 "pixels": sums.pixels,
@@ -140,6 +145,8 @@ class Job:
             entry = content["shard"]
             is_whole = (self.output / entry.file).stat().st_size == entry.bytes
             is_whole &= (self.output / entry.sidecar).is_file()
+            if self.crops is not None:
+                is_whole &= (self.output / entry.crops).stat().st_size == self.crops.file_bytes(entry.records)
         except (FileNotFoundError, Misfit):
             return None
         if content["plan"] != self._plan_digest or not is_whole:

@@ -27,6 +27,8 @@ class _Batch:
     """fp16 on the host, [N, M, 2C, h, w]; whole once ``copied`` has happened."""
     arrays: Sequence[Callable[[], Arrays]] = ()
     """What waits for the arrays that a condition needs of each."""
+    pixels: Sequence[np.ndarray] = ()
+    """The images, uint8 [S, S, 3]."""
     copied: torch.cuda.Event | None = None
     reason: str = ""
     """Why there is none."""
@@ -79,10 +81,10 @@ class Encoder:
         stored = torch.empty(moments.shape, dtype=moments.dtype, pin_memory=on_gpu)
         stored.copy_(moments, non_blocking=True)
         if not on_gpu:
-            return _Batch(indices, stored, arrays)
+            return _Batch(indices, stored, arrays, pixels)
         copied = torch.cuda.Event()
         copied.record()
-        return _Batch(indices, stored, arrays, copied)
+        return _Batch(indices, stored, arrays, pixels, copied)
 
     def _collect(self, batch: _Batch) -> Iterator[Result]:
         source = self._job.source
@@ -91,10 +93,12 @@ class Encoder:
             return
         if batch.copied is not None:
             batch.copied.synchronize()
-        for index, moments, arrays in zip(batch.indices, batch.stored.numpy(), batch.arrays, strict=False):
+        found = zip(batch.indices, batch.stored.numpy(), batch.arrays, batch.pixels, strict=False)
+        for index, moments, arrays, image in found:
             if not np.isfinite(moments).all():
                 raise InputError(
                     f"the moments of image '{source.name(index)}' do not fit half precision; give another autoencoder, "
                     f"or autoencoder.precision=fp32"
                 )
-            yield Record(index, source.name(index), source.label(index), moments, arrays())
+            crop = np.ascontiguousarray(image.transpose(2, 0, 1)) if self._job.config.keep_crops else None  # [3, S, S]
+            yield Record(index, source.name(index), source.label(index), moments, arrays(), crop)

@@ -28,6 +28,8 @@ from preprocessing.transforms import CENTRE_CROP
 
 PLAN_VERSION = 1
 _CLASS_NAMES = "class_names"
+_ABSENT: dict[str, Any] = {"condition": None, "keep_crops": False}
+"""What a plan means that does not say so."""
 _PLAN, _LISTING, _LOCK = "plan.json", "source.npy", "lock"
 CONFIG = "config.yaml"
 """The settings of the last encode, for a repair; not compared, since paths may change."""
@@ -123,15 +125,19 @@ def _settings(config: EncodeConfig) -> dict[str, Any]:
         settings["name"] = Path(config.autoencoder.name).resolve().name
     settings = {key: value for key, value in settings.items() if key not in unused_names(config.autoencoder)}
     arrays = [asdict(array) for array in arrays_of(config)]  # none in plans of labels alone, as before there were any
-    return ({"condition": config.condition, "arrays": json.loads(json.dumps(arrays))} if arrays else {}) | {
-        "version": PLAN_VERSION,
-        "image_size": config.image_size,
-        "transform": CENTRE_CROP + ("-exif" if config.source.exif_rotation else ""),
-        "mirrors": config.mirrors,
-        "shard_records": config.shard_records,
-        "batch_size": config.batch_size,
-        "autoencoder": json.loads(json.dumps(settings)),
-    }
+    return (
+        ({"condition": config.condition, "arrays": json.loads(json.dumps(arrays))} if arrays else {})
+        | {
+            "version": PLAN_VERSION,
+            "image_size": config.image_size,
+            "transform": CENTRE_CROP + ("-exif" if config.source.exif_rotation else ""),
+            "mirrors": config.mirrors,
+            "shard_records": config.shard_records,
+            "batch_size": config.batch_size,
+            "autoencoder": json.loads(json.dumps(settings)),
+        }
+        | ({"keep_crops": True} if config.keep_crops else {})
+    )
 
 
 class _Latents(TypedDict):
@@ -161,8 +167,8 @@ def _check_same(config: EncodeConfig, plan: dict[str, Any], found: dict[str, Any
     """Raise InputError naming the first thing in which the folder's plan differs."""
     if found is None:
         return
-    theirs = dict(_flat(found))
-    for key, ours in _flat({"condition": None} | plan):
+    mine, theirs = (dict(_flat(_ABSENT | one)) for one in (plan, found))
+    for key, ours in mine.items():
         if theirs.get(key) != ours:
             way_back = (
                 "give source.class_names (this output, once it has a manifest) to keep the order"

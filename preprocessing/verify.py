@@ -1,5 +1,6 @@
 """`dit-scale verify`: is every shard what its manifest says, and make those again that are not."""
 
+import math
 import os
 import sys
 import tarfile
@@ -71,7 +72,7 @@ def verify(folder: Path, *, quick: bool = False, repair: bool = False, overrides
     what = f"{_SAMPLED_RECORDS} records a shard, sizes and sidecars" if quick else "every byte"
     print(
         f"{folder}: {plural(len(manifest.shards), 'shard')}, {plural(manifest.num_records, 'record')}, "
-        f"{sum(shard.bytes for shard in manifest.shards)} bytes; {what} checked, all as the manifest says "
+        f"{manifest.num_bytes} bytes; {what} checked, all as the manifest says "
         f"(fingerprint {manifest.fingerprint[:12]})"
     )
 
@@ -107,12 +108,14 @@ def _each(how: Callable[[ShardEntry], str | None], shards: tuple[ShardEntry, ...
 
 
 def _sampled_damage(folder: Path, manifest: Manifest, shard: ShardEntry) -> str | None:
-    """Return how a shard's size, sidecar or some of its records are wrong."""
+    """Return how a shard's sizes, sidecar or some of its records are wrong."""
     storage = LocalStorage(folder, patience_seconds=0.0)
     try:
         if wrong := storage.check(File(shard.file, shard.bytes)):
             return wrong
         opened = ShardFolder(storage, replace(manifest, shards=(shard,)), [read_sidecar(storage, shard)])
+        if manifest.crops:
+            opened.prepare_crops()
         if shard.records == 0:
             return None
         chosen = np.unique(np.linspace(0, shard.records - 1, _SAMPLED_RECORDS).astype(np.int64))
@@ -127,6 +130,9 @@ def _sampled_damage(folder: Path, manifest: Manifest, shard: ShardEntry) -> str 
             buffers = np.empty((len(chosen), array.num_bytes), np.uint8)
             if damaged := opened.read_array(array.name, chosen, buffers, verify=True):
                 return damaged[min(damaged)]
+        if manifest.crops:
+            crops = np.empty((len(chosen), math.prod(manifest.crops.shape)), np.uint8)
+            return next(iter(opened.read_crops(chosen, crops, verify=True).values()), None)
         return None
     except InputError as error:
         return str(error)

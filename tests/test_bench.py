@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from dit_scale.bench.data import OURS, STREAMING, UNVERIFIED, WEBDATASET, check_same
+from dit_scale.bench.data import OURS, STREAMING, UNVERIFIED, WEBDATASET, WITH_CROPS, check_same
 from dit_scale.bench.readers import OwnReader, StreamingReader, WebDatasetReader
 from dit_scale.bench.shards import write_synthetic
 from dit_scale.cli import main
@@ -32,7 +32,7 @@ def _report(path: Path) -> dict[str, Any]:
 
 
 def test_all_readers_deliver_the_first_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    records = write_folder(tmp_path / "shards", [40, 271, 5], mirrors=2)[:311]
+    records = write_folder(tmp_path / "shards", [40, 271, 5], mirrors=2, with_crops=True)[:311]
     out = tmp_path / "report.json"
     main(["bench", "data", str(tmp_path / "shards"), "--records", "300", "--rounds", "2", "--json", str(out)])
     report = _report(out)
@@ -48,8 +48,8 @@ def test_all_readers_deliver_the_first_shards(tmp_path: Path, capsys: pytest.Cap
         "rounds": 2,
     }
     bytes_read = {reader["name"]: reader["read_bytes_per_record"] for reader in report["readers"]}
-    assert list(bytes_read) == [OURS, UNVERIFIED, WEBDATASET, STREAMING]
-    assert bytes_read[OURS] == 256
+    assert list(bytes_read) == [OURS, UNVERIFIED, WEBDATASET, STREAMING, WITH_CROPS]
+    assert bytes_read[OURS] == 256 and bytes_read[WITH_CROPS] == 256 + 3 * 32 * 32
     assert bytes_read[WEBDATASET] > bytes_read[STREAMING] > 2 * 256
     for reader in report["readers"]:
         assert len(reader["cpu_seconds"]) == 2

@@ -17,18 +17,25 @@ from dit_scale.data.manifest import Manifest
 from dit_scale.data.mds import to_mds
 from dit_scale.errors import Failure
 
-OURS, UNVERIFIED, WEBDATASET, STREAMING = "dit_scale", "dit_scale, unverified", "webdataset", "StreamingDataLoader"
+OURS, UNVERIFIED, WITH_CROPS = "dit_scale", "dit_scale, unverified", "dit_scale, with crops"
+WEBDATASET, STREAMING = "webdataset", "StreamingDataLoader"
 _PACKAGES = ("dit_scale", "torch", "numpy", "webdataset", "mosaicml-streaming", "xxhash")
 
 
 def bench_data(
-    shards: Path | None, num_records: int, mirrors: int, rounds: int, json_path: Path | None
+    shards: Path | None, num_records: int, mirrors: int, rounds: int, json_path: Path | None, with_crops: bool = False
 ) -> dict[str, Any]:
-    """Measure the readers on a folder's first shards, or on synthetic ones; print, write and return the figures."""
+    """Measure the readers on a folder's first shards, or on synthetic ones; print, write and return the figures.
+
+    ``with_crops`` makes synthetic ones with crops; where there are crops, reading with them is measured, too.
+    """
     origin = begin_report("data", _PACKAGES, json_path)
     with tempfile.TemporaryDirectory(prefix="dit-scale-bench-") as temporary, one_thread():
         folder, mds = Path(temporary) / "shards", Path(temporary) / "mds"
-        manifest = link_first(shards, folder, num_records) if shards else write_synthetic(folder, num_records, mirrors)
+        if shards:
+            manifest = link_first(shards, folder, num_records)
+        else:
+            manifest = write_synthetic(folder, num_records, mirrors, with_crops)
         with _open_readers(folder, mds, manifest) as readers:
             content = check_same(readers, manifest)  # and all files are in the page cache now
             costs = in_rounds({name: _epoch_of(reader) for name, reader in readers.items()}, rounds)
@@ -56,6 +63,8 @@ def _open_readers(folder: Path, mds: Path, manifest: Manifest) -> Iterator[dict[
         WEBDATASET: WebDatasetReader(folder, manifest),
         STREAMING: StreamingReader(mds, to_mds(folder, mds)),
     }
+    if manifest.crops:
+        readers[WITH_CROPS] = OwnReader(folder, verify=True, with_crops=True)
     with ExitStack() as stack:
         for reader in readers.values():
             stack.callback(reader.close)

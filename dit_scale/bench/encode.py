@@ -127,7 +127,8 @@ def _stages(job: Job, autoencoder: Autoencoder, device: str, writing: Path) -> d
     def write() -> None:
         left = iter(records)
         for number in range(job.num_shards):
-            write_shard(writing, shard_name(number), job.layout, islice(left, len(job.images_of(number))))
+            mine = islice(left, len(job.images_of(number)))
+            write_shard(writing, shard_name(number), job.layout, mine, job.crops)
 
     return {
         DECODING: decode,

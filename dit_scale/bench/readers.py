@@ -4,6 +4,7 @@ All deliver the same tensors, moments [n, 2C, h, w] in half precision and labels
 so that the process's CPU time is all that they cost.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,9 +40,11 @@ class OwnReader:
     The few batches that its thread reads beyond the epoch's end are counted against it.
     """
 
-    def __init__(self, shards: Path, verify: bool):
-        self._dataset, self._verify, self._epochs = LatentDataset.open(shards), verify, 0
-        self.read_bytes: float = self._dataset.manifest.layout.mirror_bytes
+    def __init__(self, shards: Path, verify: bool, with_crops: bool = False):
+        self._dataset, self._verify, self._epochs = LatentDataset.open(shards, with_crops=with_crops), verify, 0
+        crops = self._dataset.manifest.crops if with_crops else None
+        crop_bytes = math.prod(crops.shape) if crops else 0
+        self.read_bytes: float = self._dataset.manifest.layout.mirror_bytes + crop_bytes
 
     def epoch(self, mirror: bool) -> Batches:
         count, start = len(self._dataset), self._epochs * len(self._dataset)

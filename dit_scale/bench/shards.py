@@ -9,7 +9,7 @@ import numpy as np
 
 from dit_scale.classes import ClassNames
 from dit_scale.data.manifest import Manifest, ShardEntry, StoredArray, Transform, read_manifest
-from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
+from dit_scale.data.record import MOMENTS_DTYPE, CropLayout, RecordLayout
 from dit_scale.data.shards import Record, shard_name, write_shard
 from dit_scale.data.statistics import no_latents
 from dit_scale.errors import InputError
@@ -18,19 +18,22 @@ from dit_scale.latents import LatentSpec
 
 _LATENTS = LatentSpec(channels=4, size=32, scale=(0.18215,))
 """ImageNet at 256 px through Stable Diffusion's autoencoder: 16 KiB of moments a mirror."""
+_IMAGE_SIZE = 256
 _NUM_CLASSES = 1000
 _SHARD_RECORDS = 1024
 
 
-def write_synthetic(folder: Path, num_records: int, mirrors: int) -> Manifest:
-    """Write shards of random moments of ImageNet's shape; return their manifest."""
+def write_synthetic(folder: Path, num_records: int, mirrors: int, with_crops: bool = False) -> Manifest:
+    """Write shards of random moments (and crops) of ImageNet's shape; return their manifest."""
     layout, sums = RecordLayout(mirrors, _LATENTS.moments_shape), no_latents(_LATENTS.channels, _LATENTS.size**2)
+    crops = CropLayout(_IMAGE_SIZE) if with_crops else None
     entries: list[ShardEntry] = []
     folder.mkdir(parents=True)
     with full_disk_explained(folder):
         for number, first in enumerate(range(0, num_records, _SHARD_RECORDS)):
             indices = range(first, min(first + _SHARD_RECORDS, num_records))
-            entry, shard_sums = write_shard(folder, shard_name(number), layout, _random_records(indices, mirrors))
+            records = _random_records(indices, mirrors, crops)
+            entry, shard_sums = write_shard(folder, shard_name(number), layout, records, crops)
             sums += shard_sums
             entries.append(entry)
     manifest = Manifest(
@@ -39,7 +42,7 @@ def write_synthetic(folder: Path, num_records: int, mirrors: int) -> Manifest:
         container="tar",
         stored=StoredArray(),
         autoencoder={"kind": "synthetic", "name": "synthetic", "revision": None, "sha256": "0" * 64},
-        transform=Transform("synthetic", 256),
+        transform=Transform("synthetic", _IMAGE_SIZE),
         class_names=ClassNames(map(str, range(_NUM_CLASSES))),
         statistics=sums.statistics(),
         rejected=0,
@@ -62,14 +65,15 @@ def link_first(source: Path, folder: Path, num_records: int) -> Manifest:
     chosen = replace(manifest, shards=manifest.shards[:count])
     folder.mkdir(parents=True)
     for shard in chosen.shards:
-        for name in (shard.file, shard.sidecar):
+        for name in shard.sha256_of_files:
             (folder / name).symlink_to((source / name).absolute())
     chosen.write(folder)
     return chosen
 
 
-def _random_records(indices: range, mirrors: int) -> Iterator[Record]:
+def _random_records(indices: range, mirrors: int, crops: CropLayout | None) -> Iterator[Record]:
     rng = np.random.default_rng(indices.start)
     for index in indices:
         moments = rng.standard_normal((mirrors, *_LATENTS.moments_shape), np.float32).astype(MOMENTS_DTYPE)
-        yield Record(index, f"{index}.jpg", index * 7919 % _NUM_CLASSES, moments)
+        crop = rng.integers(0, 256, crops.shape, np.uint8) if crops else None
+        yield Record(index, f"{index}.jpg", index * 7919 % _NUM_CLASSES, moments, crop=crop)

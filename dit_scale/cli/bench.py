@@ -171,6 +171,9 @@ def _add_bench_data(benchmarks) -> None:  # type: ignore[no-untyped-def]
         choices=("none", "both"),
         help="both: records made here also hold their horizontal flips (default none)",
     )
+    command.add_argument(
+        "--crops", action="store_true", help="make crops beside the records, 197,632 bytes each, and read them, too"
+    )
     _add_bench_options(command, rounds=7)
     command.set_defaults(run=_bench_data)
 
@@ -290,9 +293,9 @@ def _bench_data(options: argparse.Namespace) -> None:
     from dit_scale.bench.data import bench_data
 
     if options.folder is not None:
-        refuse_given(options, ("mirrors",), f"with '{options.folder}', which is there already")
+        refuse_given(options, ("mirrors", "crops"), f"with '{options.folder}', which is there already")
     mirrors = 2 if options.mirrors == "both" else 1
-    bench_data(options.folder, options.records, mirrors, options.rounds, options.json)
+    bench_data(options.folder, options.records, mirrors, options.rounds, options.json, options.crops)
 
 
 def _bench_encode(options: argparse.Namespace) -> None:

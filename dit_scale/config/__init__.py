@@ -1,5 +1,6 @@
 """Every setting: frozen dataclasses with defaults, filled from a YAML file and overrides."""
 
+from dit_scale.config.alignment import AlignmentConfig
 from dit_scale.config.checking import refuse_unused, unused_names, used
 from dit_scale.config.describing import describe
 from dit_scale.config.encoding import AutoencoderConfig, EncodeConfig, SourceConfig
@@ -24,6 +25,7 @@ from dit_scale.config.training import (
 __all__ = [
     "FIXED_FOR_A_RUN",
     "OF_TRAINING",
+    "AlignmentConfig",
     "AutoencoderConfig",
     "CheckpointConfig",
     "Config",

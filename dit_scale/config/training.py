@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
+from dit_scale.config.alignment import AlignmentConfig
 from dit_scale.config.fields import SEEDS, Spell, number, setting, shown, unless, when, when_true
 from dit_scale.config.model import DiffusionConfig, ModelConfig
 from dit_scale.config.routing import RoutingConfig
@@ -237,6 +238,7 @@ class Config:
     """Weights for a new run: a run, a checkpoint folder, a published .pt or a .safetensors file."""
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainSection = field(default_factory=TrainSection)
@@ -287,6 +289,7 @@ FIXED_FOR_A_RUN = (
     "routing.from_block",
     "routing.to_block",
     "routing.fill",
+    *(f"alignment.{entry.name}" for entry in fields(AlignmentConfig) if entry.name != "weight"),
     "data.mirror",
     "data.held_out_fraction",
     "data.shuffle_block_records",

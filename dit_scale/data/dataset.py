@@ -53,7 +53,9 @@ class LatentDataset:
         weights: Sequence[float],
         held_out_fraction: float,
         stored: RecordArray | None = None,
+        with_crops: bool = False,
     ):
+        self.with_crops = with_crops
         self.folders, self.mixture, self._weights = tuple(folders), mixture, tuple(weights)
         self._stored = stored
         self._labels = np.concatenate(
@@ -76,12 +78,13 @@ class LatentDataset:
         cache_bytes: int | None = None,
         patience_seconds: float = 600.0,
         stored: RecordArray | None = None,
+        with_crops: bool = False,
     ) -> "LatentDataset":
         """Open a shard folder, or several with weights; raises InputError where one is not what its manifest says.
 
         ``class_names`` renames classes: ``{folder: {its name or label: name here}}``. A fraction of the records, chosen
         by the hash of their keys, is held out of training. ``stored`` is the array of a record that is its condition,
-        instead of the label.
+        instead of the label. ``with_crops`` also reads the images that became the latents, which ``encode`` has kept.
         """
         weights = dict(path) if isinstance(path, Mapping) else {str(path): 1.0}
         with ExitStack() as opened:
@@ -91,8 +94,10 @@ class LatentDataset:
                 opened.callback(folders[-1].close)
                 if stored is not None:
                     folders[-1].check_holds(stored)
+                if with_crops:
+                    folders[-1].prepare_crops()
             mixture = mix({place: folder.manifest for place, folder in zip(weights, folders, strict=True)}, class_names)
-            dataset = cls(folders, mixture, list(weights.values()), held_out_fraction, stored)
+            dataset = cls(folders, mixture, list(weights.values()), held_out_fraction, stored, with_crops)
             opened.pop_all()  # closed by the dataset from here on
         return dataset
 
@@ -121,6 +126,8 @@ class LatentDataset:
             digest.update(folder.content_digest())
             if self._stored is not None:
                 digest.update(folder.array_digest(self._stored.name))
+            if self.with_crops:
+                digest.update(folder.crops_digest())
         digest.update(self._labels.tobytes())
         return digest.hexdigest()
 
@@ -192,10 +199,30 @@ class LatentDataset:
             moments[place] = 0
         return moments, conditions, damaged
 
+    def read_crops(
+        self, indices: Integers, mirrored: npt.NDArray[np.bool_], *, verify: bool = True, pin_memory: bool = False
+    ) -> tuple[Tensor, dict[int, str]]:
+        """Return the crops of records, or their mirror images, uint8 [n, 3, S, S]: what the moments were made of.
+
+        Beside them, how those that are damaged are; these are zero. Raises InputError where no crops are kept.
+        """
+        crops = torch.empty((len(indices), *self.folders[0].crops.shape), dtype=torch.uint8, pin_memory=pin_memory)
+        rows = crops.numpy().reshape(len(indices), -1)
+        damaged: dict[int, str] = {}
+        for number, places in self._by_folder(indices):
+            own, buffers = indices[places] - self._firsts[number], (rows[place] for place in places)
+            found = self.folders[number].read_crops(own, buffers, verify)
+            damaged |= {int(places[row]): how for row, how in found.items()}
+        for place in np.flatnonzero(mirrored).tolist():
+            crops[place] = crops[place].flip(-1)
+        for place in damaged:
+            crops[place] = 0
+        return crops, damaged
+
     def request(self, indices: Integers) -> None:
         """Say which records will be read soon, so that shards elsewhere are fetched meanwhile."""
         for number, places in self._by_folder(indices):
-            self.folders[number].request(indices[places] - self._firsts[number])
+            self.folders[number].request(indices[places] - self._firsts[number], self.with_crops)
 
     def close(self) -> None:
         """Close the shards."""

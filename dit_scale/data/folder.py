@@ -3,6 +3,7 @@
 import hashlib
 import os
 import resource
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from xxhash import xxh3_64_intdigest
 from dit_scale.conditioning import RecordArray
 from dit_scale.data.manifest import Manifest, manifest_in
 from dit_scale.data.opening import open_storage
-from dit_scale.data.record import key_of
-from dit_scale.data.shards import WAY_OUT, Rows, digest_column, offset_column, read_sidecar
+from dit_scale.data.record import CropLayout, key_of
+from dit_scale.data.shards import CROP_DIGEST, WAY_OUT, Rows, digest_column, offset_column, read_sidecar
 from dit_scale.data.storage import UNKNOWN_BYTES, File, Storage
 from dit_scale.draws import mix64
 from dit_scale.errors import InputError
@@ -43,6 +44,8 @@ class ShardFolder:
         # Keys are numbers of source images, or text where others chose them.
         self._keys = _column(rows, "key" if manifest.container == "foreign" else "source_index")
         self._mirror_bytes = manifest.stored.num_bytes(manifest.latents)
+        self._crop_layout, self._crop_files = manifest.crops, manifest.crop_files(*manifest.shards)
+        self._crop_digests = _column(rows, CROP_DIGEST) if self._crop_files else np.empty(0, np.uint64)
 
     @classmethod
     def open(
@@ -106,6 +109,28 @@ class ShardFolder:
             f"{list(array.shape)}); give shards that hold it, or another model.condition"
         )
 
+    @property
+    def crops(self) -> CropLayout:
+        """Layout of the crops; raises InputError where none are kept."""
+        if self._crop_layout is None:
+            raise InputError(
+                f"'{self.storage.location}' holds no crops, the images that became its latents; encode again with "
+                f"keep_crops=true and another output, and give that folder"
+            )
+        return self._crop_layout
+
+    def prepare_crops(self) -> None:
+        """Look to the files of crops before they are read; raises InputError where one is not there or not whole."""
+        if self.crops:
+            _allow_open_files(2 * len(self._files))
+        for file in self._crop_files:
+            if fault := self.storage.check(file):
+                raise InputError(f"file of crops '{self.storage.location}/{file.name}' {fault}; {WAY_OUT}")
+
+    def crops_digest(self) -> bytes:
+        """Return the SHA-256 of the digests of all crops."""
+        return hashlib.sha256(self._crop_digests.tobytes()).digest()
+
     def read(
         self, indices: Integers, mirrors: Integers, buffers: npt.NDArray[np.uint8], verify: bool
     ) -> dict[int, str]:
@@ -118,7 +143,7 @@ class ShardFolder:
             offsets = self._offsets[indices] + mirrors * self._mirror_bytes
         else:
             offsets = self.manifest.layout.offsets(indices - self._firsts[shards], mirrors)
-        return self._read(indices, shards, offsets, self._digests[indices, mirrors], buffers, verify)
+        return self._read(self._files, indices, shards, offsets, self._digests[indices, mirrors], buffers, verify)
 
     def read_array(self, name: str, indices: Integers, buffers: npt.NDArray[np.uint8], verify: bool) -> dict[int, str]:
         """Read an array of each record into the rows of ``buffers`` [n, bytes]; return how rows are damaged."""
@@ -127,32 +152,42 @@ class ShardFolder:
             offsets = self._array_offsets[name][indices]
         else:
             offsets = self.manifest.layout.array_offsets(name, indices - self._firsts[shards])
-        return self._read(indices, shards, offsets, self._array_digests[name][indices], buffers, verify)
+        return self._read(self._files, indices, shards, offsets, self._array_digests[name][indices], buffers, verify)
+
+    def read_crops(self, indices: Integers, buffers: Iterable[npt.NDArray[np.uint8]], verify: bool) -> dict[int, str]:
+        """Read the crop of each record into a buffer [bytes] of its own; return how crops are damaged."""
+        shards = self._shards_of(indices)
+        offsets, digests = self.crops.offsets(indices - self._firsts[shards]), self._crop_digests[indices]
+        return self._read(self._crop_files, indices, shards, offsets, digests, buffers, verify)
 
     def _read(
         self,
+        files: list[File],
         indices: Integers,
         shards: Integers,
         offsets: Integers,
         digests: npt.NDArray[np.uint64],
-        buffers: npt.NDArray[np.uint8],
+        buffers: Iterable[npt.NDArray[np.uint8]],
         verify: bool,
     ) -> dict[int, str]:
         damaged: dict[int, str] = {}
         rows = zip(buffers, shards.tolist(), offsets.tolist(), digests.tolist(), strict=True)
         for i, (buffer, shard, offset, digest) in enumerate(rows):
-            if (how := self._read_one(self._files[shard], buffer, offset, digest if verify else None)) is None:
+            file = files[shard]
+            if (how := self._read_one(file, buffer, offset, digest if verify else None)) is None:
                 continue
-            if self.storage.forget(self._files[shard]):  # the copy here may be at fault
-                how = self._read_one(self._files[shard], buffer, offset, digest if verify else None)
+            if self.storage.forget(file):  # the copy here may be at fault
+                how = self._read_one(file, buffer, offset, digest if verify else None)
             if how is not None:
-                damaged[i] = f"record {self.keys(indices[i : i + 1])[0]} of shard '{self._path(shard)}' {how}"
+                path = f"{self.storage.location}/{file.name}"
+                damaged[i] = f"record {self.keys(indices[i : i + 1])[0]} of shard '{path}' {how}"
         return damaged
 
-    def request(self, indices: Integers) -> None:
+    def request(self, indices: Integers, with_crops: bool = False) -> None:
         """Say which records will be read soon, so that shards elsewhere are fetched meanwhile."""
-        shards = np.unique(self._shards_of(indices))
-        self.storage.request([self._files[shard] for shard in shards.tolist()])
+        shards = np.unique(self._shards_of(indices)).tolist()
+        kinds = (self._files, self._crop_files) if with_crops else (self._files,)
+        self.storage.request([files[shard] for shard in shards for files in kinds])
 
     def moments(self, buffers: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Return the moments [n, 2C, h, w] that rows of bytes hold: as stored, or fp32 where that is not moments."""
@@ -185,9 +220,6 @@ class ShardFolder:
         if digest is not None and xxh3_64_intdigest(buffer.data) != digest:
             return "does not have the digest that was taken when it was written"
         return None
-
-    def _path(self, shard: int) -> str:
-        return f"{self.storage.location}/{self._files[shard].name}"
 
     def close(self) -> None:
         """Close the shards."""

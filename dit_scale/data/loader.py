@@ -35,6 +35,8 @@ class Batch(NamedTuple):
     keys: list[str]
     damaged: dict[int, str]
     """Records set aside: their place in the batch, and how they are damaged. Their moments are zero."""
+    crops: Tensor | None = None
+    """The images that became the moments, mirrored as these, uint8 [n, 3, S, S]; None where nobody asked for them."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,17 @@ class _Part:
         moments, conditions, damaged = self.dataset.read_all(
             records, mirrored, verify=self.settings.verify, pin_memory=self.pin_memory
         )
+        crops = None
+        if self.dataset.with_crops:
+            crops, more = self.dataset.read_crops(
+                records, mirrored, verify=self.settings.verify, pin_memory=self.pin_memory
+            )
+            damaged = more | damaged
+            for place in damaged:  # a record is whole or set aside
+                moments[place], crops[place] = 0, 0
         if damaged and self.settings.on_damage == "stop":
             raise InputError(f"{damaged[min(damaged)]}; {WAY_OUT}, or give data.on_damage=set_aside")
-        return Batch(positions, moments, conditions, self.dataset.keys(records), damaged)
+        return Batch(positions, moments, conditions, self.dataset.keys(records), damaged, crops)
 
     def _request(self, step: int) -> None:
         """Have what is read some batches later fetched meanwhile."""

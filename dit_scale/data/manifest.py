@@ -12,9 +12,9 @@ import numpy as np
 
 from dit_scale.classes import ClassNames
 from dit_scale.conditioning import RecordArray
-from dit_scale.data.record import MOMENTS_DTYPE, RecordLayout
+from dit_scale.data.record import MOMENTS_DTYPE, CropLayout, RecordLayout
 from dit_scale.data.statistics import LatentStatistics
-from dit_scale.data.storage import LocalStorage, Storage
+from dit_scale.data.storage import File, LocalStorage, Storage
 from dit_scale.documents import Misfit, fitted, parsed
 from dit_scale.errors import InputError
 from dit_scale.files import write_json
@@ -23,6 +23,15 @@ from dit_scale.latents import LatentSpec
 
 FILE_NAME = "manifest.json"
 FORMAT_VERSION = 2
+
+
+_CAME_LATER = {"arrays": (), "crops_sha256": None}
+"""Fields that older documents do not have, and what they are where they say nothing."""
+
+
+def _without_what_came_later(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a document's object as it was before there were fields that say nothing in it."""
+    return {name: value for name, value in items if name not in _CAME_LATER or value != _CAME_LATER[name]}
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,28 @@ class ShardEntry:
     bytes: int
     sha256: str
     sidecar_sha256: str
+    crops_sha256: str | None = None
+    """None where no crops are kept."""
 
     @property
     def sidecar(self) -> str:
         """Name of the file of labels, digests and source names."""
         return str(Path(self.file).with_suffix(".npy"))
+
+    @property
+    def crops(self) -> str:
+        """Name of the file of the records' crops, where they are kept."""
+        return str(Path(self.file).with_suffix(".crops"))
+
+    @property
+    def sha256_of_files(self) -> dict[str, str]:
+        """The files of the shard by name, with the SHA-256 of each."""
+        files = {self.file: self.sha256, self.sidecar: self.sidecar_sha256}
+        return files | ({} if self.crops_sha256 is None else {self.crops: self.crops_sha256})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what documents say of it."""
+        return asdict(self, dict_factory=_without_what_came_later)
 
 
 @dataclass(frozen=True)
@@ -97,6 +123,22 @@ class Manifest:
         return RecordLayout(self.mirrors, self.latents.moments_shape, self.arrays)
 
     @property
+    def crops(self) -> CropLayout | None:
+        """Where the bytes of the crops lie that became the latents; None where they are not kept."""
+        is_kept = all(shard.crops_sha256 is not None for shard in self.shards)
+        return CropLayout(self.transform.image_size) if is_kept and self.shards else None
+
+    def crop_files(self, *shards: ShardEntry) -> list[File]:
+        """Return the files of these shards' crops; none where they are not kept."""
+        crops = self.crops
+        return [File(shard.crops, crops.file_bytes(shard.records)) for shard in shards] if crops else []
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the records and crops of all shards."""
+        return sum(shard.bytes for shard in self.shards) + sum(file.num_bytes for file in self.crop_files(*self.shards))
+
+    @property
     def num_records(self) -> int:
         """Records in all shards: the images of an epoch."""
         return sum(shard.records for shard in self.shards)
@@ -119,10 +161,7 @@ class Manifest:
         write_json(folder / FILE_NAME, {"fingerprint": self.fingerprint} | self._content())
 
     def _content(self) -> dict[str, Any]:
-        content = {"format_version": FORMAT_VERSION} | asdict(self)
-        if self.arrays == ():  # as before there were any
-            del content["arrays"]
-        return content
+        return {"format_version": FORMAT_VERSION} | asdict(self, dict_factory=_without_what_came_later)
 
 
 def read_manifest(folder: Path) -> Manifest:

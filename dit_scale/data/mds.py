@@ -2,7 +2,7 @@
 
 An MDS file is a count, the offsets of its samples, a text that describes its columns, then the samples; so each
 record's moments lie at an offset, which the sidecar keeps, and our reader needs nothing else. Whoever uses
-mosaicml-streaming reads the same folder by its index.json.
+mosaicml-streaming reads the same folder by its index.json. Crops stay the file beside the shard that they are.
 """
 
 import os
@@ -17,13 +17,16 @@ import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from dit_scale.conditioning import RecordArray
+from dit_scale.data.folder import ShardFolder
 from dit_scale.data.manifest import FILE_NAME, Manifest, ShardEntry, manifest_in, read_manifest
 from dit_scale.data.opening import open_storage
 from dit_scale.data.record import MOMENTS_DTYPE, key_of
 from dit_scale.data.shards import (
+    CROP_DIGEST,
     WAY_OUT,
     Record,
     Rows,
+    crops_beside,
     digest_column,
     offset_column,
     read_sidecar,
@@ -114,16 +117,21 @@ def _write_mds(storage: Storage, manifest: Manifest, work: Path) -> tuple[ShardE
     entries = []
     with MDSWriter(columns=columns, out=str(work), hashes=[_HASH], size_limit=None) as writer:
         for entry in passed_on("converted", manifest.shards, len(manifest.shards)):
-            rows = read_sidecar(storage, entry)
-            for record in _records(storage, manifest, entry, rows):
-                writer.write(_sample(record))
+            rows, named_later = read_sidecar(storage, entry), work / "crops"
+            with crops_beside(named_later, manifest.crops) as crop_file:
+                for record in _records(storage, manifest, entry, rows):
+                    writer.write(_sample(record))
+                    crop_file.take(record)
             if writer.new_shard_size >= 1 << 32:
                 raise InputError(f"shard '{storage.location}/{entry.file}' is too large for MDS, which ends at 4 GiB")
             # What write() does when a shard is full: a shard there for each one here.
             writer.flush_shard()
             writer._reset_cache()
             path = work / writer.shards[-1]["raw_data"]["basename"]
-            entries.append(_entry_of_mds(path, rows, manifest))
+            made = _entry_of_mds(path, rows, manifest)
+            if manifest.crops:
+                named_later.with_suffix(".crops").rename(work / made.crops)
+            entries.append(replace(made, crops_sha256=crop_file.sha256()))
     return tuple(entries)
 
 
@@ -202,7 +210,7 @@ def _write_tars(storage: Storage, manifest: Manifest, work: Path) -> tuple[Shard
     entries = []
     for number, entry in enumerate(passed_on("converted", manifest.shards, len(manifest.shards))):
         records = _records(storage, manifest, entry, read_sidecar(storage, entry))
-        entries.append(write_shard(work, shard_name(number), manifest.layout, records)[0])
+        entries.append(write_shard(work, shard_name(number), manifest.layout, records, manifest.crops)[0])
     return tuple(entries)
 
 
@@ -216,6 +224,9 @@ def _records(storage: Storage, manifest: Manifest, entry: ShardEntry, rows: Rows
         array.name: rows[offset] if manifest.container == "mds" else _tar_offsets(manifest, array.name, len(rows))
         for array, _, offset in held
     }
+    opened = ShardFolder(storage, replace(manifest, shards=(entry,)), [rows])
+    if manifest.crops:
+        opened.prepare_crops()
     for number, row in enumerate(rows):
         source_index, arrays = int(row["source_index"]), {}
         for array, digest, _ in held:
@@ -228,7 +239,15 @@ def _records(storage: Storage, manifest: Manifest, entry: ShardEntry, rows: Rows
                     f"it was written; {WAY_OUT}"
                 )
             arrays[array.name] = values
-        yield Record(source_index, os.fsdecode(row["name"]), int(row["label"]), arrays.pop("moments"), arrays)
+        name, crop = os.fsdecode(row["name"]), _crop(opened, number) if manifest.crops else None
+        yield Record(source_index, name, int(row["label"]), arrays.pop("moments"), arrays, crop)
+
+
+def _crop(opened: ShardFolder, number: int) -> npt.NDArray[np.uint8]:
+    crop = np.empty(opened.crops.shape, np.uint8)
+    for how in opened.read_crops(np.array([number]), [crop.reshape(-1)], verify=True).values():
+        raise InputError(f"{how}; {WAY_OUT}")
+    return crop
 
 
 def _tar_offsets(manifest: Manifest, name: str, records: int) -> npt.NDArray[np.int64]:
@@ -260,15 +279,19 @@ def _the_same(storage: Storage, manifest: Manifest, target: Path, kind: _Kind) -
     if not (target / FILE_NAME).is_file():
         raise InputError(f"'{target}' is there and is no shard folder; give a folder that does not exist")
     found, there = read_manifest(target), LocalStorage(target)
-    if replace(found, container=manifest.container, shards=()) != replace(manifest, shards=()) or not (
-        found.container == kind and _same_records(storage, manifest, there, found)
+    if (
+        replace(found, container=manifest.container, shards=()) != replace(manifest, shards=())
+        or found.container != kind
+        or found.crops != manifest.crops
+        or not _same_records(storage, manifest, there, found)
     ):
         raise InputError(
             f"'{target}' holds something else, with fingerprint {found.fingerprint[:12]}; give another folder"
         )
     for entry in found.shards:
-        if fault := there.check(File(entry.file, entry.bytes)):
-            raise InputError(f"shard '{target / entry.file}' {fault}; delete '{target}' and run this again")
+        for file in (File(entry.file, entry.bytes), *found.crop_files(entry)):
+            if fault := there.check(file):
+                raise InputError(f"shard '{target / file.name}' {fault}; delete '{target}' and run this again")
     return found
 
 
@@ -277,7 +300,7 @@ def _same_records(storage: Storage, manifest: Manifest, there: Storage, found: M
         return False
     for mine, theirs in zip(manifest.shards, found.shards, strict=True):
         rows, others = read_sidecar(storage, mine), read_sidecar(there, theirs)
-        digests = (digest_column(array.name) for array in manifest.arrays)
+        digests = [digest_column(array.name) for array in manifest.arrays] + ([CROP_DIGEST] if manifest.crops else [])
         columns = ("source_index", "label", "digest", *digests, "name")
         if not all(np.array_equal(rows[name], others[name]) for name in columns):
             return False

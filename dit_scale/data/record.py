@@ -3,7 +3,7 @@
 A record is ``KEY.npy`` (fp16 moments with a leading axis for the mirrors, [M, 2C, h, w]) and ``KEY.cls`` (the label as
 text); what conditions need beside the label follows as ``KEY.NAME.npy``. Headers are USTAR and npy headers fill 512
 bytes, so record ``i`` of a shard begins at ``i * stride`` and its arrays at computed offsets; any tar or webdataset
-reader reads the same shard by parsing it.
+reader reads the same shard by parsing it. Crops, which most readers do not want, lie at a stride in a tar of their own.
 """
 
 import math
@@ -78,6 +78,41 @@ class RecordLayout:
         for array in self.arrays:
             members.append((f"{key}.{array.name}.npy", _npy(_checked(array, (arrays or {}).get(array.name)))))
         return b"".join(_member(name, content) for name, content in members)
+
+
+@dataclass(frozen=True)
+class CropLayout:
+    """Where the bytes of crops lie: a member ``KEY.npy`` for each record, uint8 [3, S, S], at a fixed stride.
+
+    Raw, as reading must keep pace with a GPU: compressed without loss they would take half of the bytes and about ten
+    times the CPU time (docs/data.md).
+    """
+
+    image_size: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of a crop."""
+        return (3, self.image_size, self.image_size)
+
+    @property
+    def stride_bytes(self) -> int:
+        """Bytes from one crop to the next."""
+        return tarfile.BLOCKSIZE + _whole_blocks(_NPY_HEADER_BYTES + math.prod(self.shape))
+
+    def file_bytes(self, records: int) -> int:
+        """Return the size of the file with a shard's crops."""
+        return records * self.stride_bytes + len(END_OF_SHARD)
+
+    def offsets(self, records: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return where in their files these records' crops begin."""
+        return records * self.stride_bytes + _PAYLOAD_OFFSET
+
+    def pack(self, key: str, crop: np.ndarray) -> bytes:
+        """Return a crop's bytes."""
+        if crop.shape != self.shape or crop.dtype != np.uint8:
+            raise ValueError(f"a crop is {crop.dtype} {crop.shape}; this layout takes uint8 {self.shape}")
+        return _member(f"{key}.npy", _npy(crop))
 
 
 def names_record(header: bytes, key: str) -> bool:

@@ -1,14 +1,15 @@
 """Shards, written and read: a tar of records, and a sidecar that says what each record must be.
 
 The sidecar is a structured npy array, a row a record: the source image's number and name, the label, and the xxh3-64
-digest of each mirror's moments and of each further array; for records that do not lie at a stride, also their offsets,
-and for those of others their key. Shards are written whole or not at all.
+digest of each mirror's moments and of each further array (a crop, too); for records that do not lie at a stride, also
+their offsets, and for those of others their key. Shards are written whole or not at all.
 """
 
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -18,13 +19,15 @@ import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from dit_scale.data.manifest import ShardEntry
-from dit_scale.data.record import END_OF_SHARD, RecordLayout, key_of
+from dit_scale.data.record import END_OF_SHARD, CropLayout, RecordLayout, key_of
 from dit_scale.data.statistics import LatentSums, no_latents
 from dit_scale.data.storage import UNKNOWN_BYTES, File, Storage
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write, sha256_file
 
 WAY_OUT = "run dit-scale verify with --repair, or delete it and run dit-scale encode again, which makes it again"
+CROP_DIGEST = "crop_digest"
+"""What sidecars call the digests of crops."""
 Rows = npt.NDArray[Any]
 
 
@@ -39,6 +42,8 @@ class Record:
     """fp16 [M, 2C, h, w]."""
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What the layout names beside them."""
+    crop: np.ndarray | None = None
+    """The image whose moments these are, uint8 [3, S, S], where crops are kept."""
 
 
 def shard_name(number: int) -> str:
@@ -47,24 +52,61 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(
-    folder: Path, name: str, layout: RecordLayout, records: Iterable[Record]
+    folder: Path, name: str, layout: RecordLayout, records: Iterable[Record], crops: CropLayout | None = None
 ) -> tuple[ShardEntry, LatentSums]:
-    """Write a shard and its sidecar; return what the manifest says of it and the sums over its latents."""
+    """Write a shard, its sidecar and, with a layout of crops, the file of these.
+
+    Return what the manifest says of it and the sums over its latents.
+    """
     channels, height, width = layout.moments_shape
     sums = no_latents(channels // 2, height * width)
     rows = []
     tar_path = folder / f"{name}.tar"
-    with atomic_write(tar_path) as file:
+    with atomic_write(tar_path) as file, crops_beside(tar_path, crops) as crop_file:
         tar = _Hashing(file)
         for record in records:
             tar.write(layout.pack(key_of(record.source_index), record.moments, record.label, record.arrays))
             digests = [_digest(mirror) for mirror in record.moments]
-            more = [_digest(record.arrays[array.name]) for array in layout.arrays]
+            more = [_digest(record.arrays[array.name]) for array in layout.arrays] + crop_file.take(record)
             rows.append((record.source_index, record.label, digests, *more, os.fsencode(record.source_name)))
             sums += LatentSums.of(record.moments)
         tar.write(END_OF_SHARD)
-    sidecar_sha256 = write_sidecar(folder / f"{name}.npy", _sidecar_rows(layout, rows))
-    return ShardEntry(f"{name}.tar", len(rows), layout.shard_bytes(len(rows)), tar.hexdigest(), sidecar_sha256), sums
+    columns = [digest_column(array.name) for array in layout.arrays] + ([CROP_DIGEST] if crops else [])
+    sidecar_sha256 = write_sidecar(folder / f"{name}.npy", _sidecar_rows(layout.mirrors, columns, rows))
+    num_bytes, sha256 = layout.shard_bytes(len(rows)), tar.hexdigest()
+    return ShardEntry(tar_path.name, len(rows), num_bytes, sha256, sidecar_sha256, crop_file.sha256()), sums
+
+
+class CropFile:
+    """Takes the crops of a shard's records, in their order; without a layout nothing."""
+
+    def __init__(self, layout: CropLayout | None, file: "_Hashing | None"):
+        self._layout, self._file = layout, file
+
+    def take(self, record: Record) -> list[int]:
+        """Write a record's crop; return its digest, where crops are kept."""
+        if self._layout is None or self._file is None:
+            return []
+        if record.crop is None:
+            raise ValueError(f"record {key_of(record.source_index)} has no crop, and crops are to be kept")
+        self._file.write(self._layout.pack(key_of(record.source_index), record.crop))
+        return [_digest(record.crop)]
+
+    def sha256(self) -> str | None:
+        """Return the file's SHA-256 once it is whole, or None where there is none."""
+        return None if self._file is None else self._file.hexdigest()
+
+
+@contextmanager
+def crops_beside(shard: Path, layout: CropLayout | None) -> Iterator[CropFile]:
+    """Write the file of crops that lies beside a shard's file; nothing where the layout is None."""
+    if layout is None:
+        yield CropFile(None, None)
+        return
+    with atomic_write(shard.with_suffix(".crops")) as file:
+        hashing = _Hashing(file)
+        yield CropFile(layout, hashing)
+        hashing.write(END_OF_SHARD)
 
 
 def digest_column(name: str) -> str:
@@ -81,12 +123,11 @@ def _digest(array: np.ndarray) -> int:
     return xxh3_64_intdigest(np.ascontiguousarray(array).data)
 
 
-def _sidecar_rows(layout: RecordLayout, rows: list[tuple[Any, ...]]) -> Rows:
-    """Return a sidecar's array from (source index, label, digests, digest of each array, source name) of a record."""
+def _sidecar_rows(mirrors: int, more: list[str], rows: list[tuple[Any, ...]]) -> Rows:
+    """Return a sidecar's array from (source index, label, digests, more digests by name, source name) of a record."""
     longest_name = max((len(row[-1]) for row in rows), default=1)
-    more = [(digest_column(array.name), "<u8") for array in layout.arrays]
-    digests = ("digest", "<u8", (layout.mirrors,))
-    columns = [("source_index", "<i8"), ("label", "<i8"), digests, *more, ("name", f"S{longest_name}")]
+    digests = [("digest", "<u8", (mirrors,)), *((name, "<u8") for name in more)]
+    columns = [("source_index", "<i8"), ("label", "<i8"), *digests, ("name", f"S{longest_name}")]
     return np.array(rows, np.dtype(columns))
 
 
@@ -125,7 +166,7 @@ def read_sidecar(storage: Storage, entry: ShardEntry) -> Rows:
 
 def damage_of(folder: Path, entry: ShardEntry) -> str | None:
     """Return how a shard differs from its manifest, reading all of it, or None."""
-    for name, sha256 in ((entry.file, entry.sha256), (entry.sidecar, entry.sidecar_sha256)):
+    for name, sha256 in entry.sha256_of_files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
         if (found := sha256_file(folder / name)) != sha256:

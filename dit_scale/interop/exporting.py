@@ -26,7 +26,7 @@ from dit_scale.models.embeddings import sincos_positions
 from dit_scale.models.presets import SIZES
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
-from dit_scale.weights import check_finite, check_names_and_shapes
+from dit_scale.weights import check_finite, check_names_and_shapes, without_side_layers
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def _read(path: Path, kind: str) -> _Exported:
     latents = LatentSpec.from_json(data["latent"])
     with torch.device("meta"):
         model = model_of(config, latents, len(data["class_names"]))
-    found = weights_of(checkpoint, kind)
+    found = without_side_layers(weights_of(checkpoint, kind), model.state_dict())
     if said := youth_of(checkpoint, kind):
         log.warning("%s; --weights master exports the trained weights", said)
     if "pos_embed" not in found:  # fixed, so training does not save it

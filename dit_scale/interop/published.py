@@ -14,7 +14,7 @@ from dit_scale.files import atomic_write
 from dit_scale.interop.foreign_folders import is_rounded_copy, refuse_part
 from dit_scale.interop.torch_file import read_torch_file
 from dit_scale.interop.wrapping import unwrapped
-from dit_scale.weights import FIXED_TABLES, load_strictly
+from dit_scale.weights import FIXED_TABLES, SIDE_LAYERS, load_strictly
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,13 @@ def write_weights(weights: Mapping[str, Tensor], path: Path, form: str) -> None:
 def load_into(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
     """Load weights for fine-tuning: positions stay the model's own, another class count gets fresh labels.
 
-    Raises InputError where any other name or shape differs.
+    Side layers (projectors) are taken along where all of them fit, and are the model's own otherwise. Raises InputError
+    where any other name or shape differs.
     """
     expected = model.state_dict()
+    sides = {name: value.shape for name, value in expected.items() if name.startswith(SIDE_LAYERS)}
+    if sides != {name: value.shape for name, value in weights.items() if name.startswith(SIDE_LAYERS)}:
+        weights = {name: value for name, value in weights.items() if not name.startswith(SIDE_LAYERS)}
     # A fixed table depends on the latent's size, which may have changed.
     weights = {name: value for name, value in weights.items() if name not in FIXED_TABLES}
     table = weights.get(_LABEL_TABLE) if _LABEL_TABLE in expected else None
@@ -78,4 +82,4 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None
         fresh = expected[_LABEL_TABLE].clone()
         fresh[-1] = table[-1]  # the null label means the same for any classes
         weights[_LABEL_TABLE] = fresh
-    load_strictly(model, weights, origin, "set model.* to the model that they were trained as", FIXED_TABLES)
+    load_strictly(model, weights, origin, "set model.* to the model that they were trained as", (*FIXED_TABLES, *sides))

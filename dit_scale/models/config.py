@@ -16,9 +16,23 @@ T = TypeVar("T")
 
 FROM_DATA = ("latent_size", "num_classes", "in_channels", "num_times")
 """Fields that no preset and no configuration sets: latents, their classes and, for the times, the objective do."""
-FROM_SECTIONS = ("route",)
-"""Fields that sections of their own set in a configuration."""
+FROM_SECTIONS = ("route", "projectors")
+"""Fields that no preset and no key ``model.*`` sets: sections of their own do."""
 _OF_HEAD = ("head_hidden_size", "head_depth", "head_num_heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projectors:
+    """Side layers that map a block's tokens to the features of frozen encoders."""
+
+    after_block: int
+    """The block whose tokens they take, counted from 1."""
+    widths: tuple[int, ...]
+    """Of the features, one projector each."""
+    kind: Literal["mlp", "conv"] = "mlp"
+    """Three linear layers, or one 3 x 3 convolution."""
+    width: int = 2048
+    """Between the three linear layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +92,8 @@ class NetworkConfig:
     """The attention kernel."""
     route: Route | None = None
     """Which blocks some tokens may go around."""
+    projectors: Projectors | None = None
+    """Of alignment, in training alone."""
 
     @property
     def num_tokens(self) -> int:
@@ -98,6 +114,10 @@ class NetworkConfig:
         """Check at the door."""
         if self.num_times < 1:
             raise InputError(f"num_times {self.num_times} is below 1; a network is told one time or more")
+        if self.projectors is not None and self.projectors.after_block > self.depth:
+            raise InputError(
+                f"after_block {self.projectors.after_block} is not one of {self.depth} blocks; give 1 to {self.depth}"
+            )
         for entry in fields(self):
             if get_origin(entry.type) is Literal:
                 check_choice(entry.name, getattr(self, entry.name))

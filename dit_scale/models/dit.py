@@ -18,6 +18,7 @@ from dit_scale.models.config import NetworkConfig, keywords_of
 from dit_scale.models.embeddings import TIME_EMBEDDINGS, PatchEmbedding, Rotation, grid_rotation, sincos_positions
 from dit_scale.models.linear import use_fp8
 from dit_scale.models.operators import Fused
+from dit_scale.models.projectors import build_projectors
 from dit_scale.models.route import Rejoining, entering, routed_blocks
 
 
@@ -63,8 +64,10 @@ class DiT(nn.Module):
         self.final_layer = FinalLayer(last, self.out_channels)
         self.route = None if config.route is None else Rejoining(config.route.fill, self.hidden_size)
         self.initialize_weights()
-        if config.early_block:  # last: all other initial values are as without it
+        # Side layers last, so that all other initial values are as without them.
+        if config.early_block:
             self.early_layer = _early_layer(config, self.out_channels)
+        self.projectors = build_projectors(config)
 
     @property
     def null_label(self) -> int | None:
@@ -134,8 +137,8 @@ class DiT(nn.Module):
         ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real ([N, k] where ``num_times`` is k, 2 or more),
         ``condition`` [N, ...] (labels: [N] integer); the output is [N, C_out, S, S], where C_out = 2C with
         ``learn_sigma`` and C without. ``hidden`` asks for more: the tokens [N, T, D] that leave a block, by its number
-        from 1, or what a side layer makes of them, by its name (``early_layer``: an output [N, C_out, S, S]). It comes
-        as (output, [what is asked for, ...]).
+        from 1, or what a side layer makes of them, by its name (``projectors.0``: features; ``early_layer``: an output
+        [N, C_out, S, S]). It comes as (output, [what is asked for, ...]).
 
         ``kept_tokens`` [N, K] are the places, rising, of the tokens that go through the routed blocks, where the
         network has a route; None has all of them go. With K = 0 these blocks do not run, and no step may train them.
@@ -203,8 +206,11 @@ class DiT(nn.Module):
 
     def _block_of(self, asked: int | str) -> int:
         """Return the block whose tokens are asked for, or that a side layer stands after."""
+        projectors = self.config.projectors
         if asked == "early_layer" and self.config.early_block:
             return self.config.early_block
+        if projectors is not None and asked in [f"projectors.{index}" for index in range(len(projectors.widths))]:
+            return projectors.after_block
         if isinstance(asked, int) and 1 <= asked <= len(self.blocks):
             return asked
         raise InputError(
@@ -213,7 +219,11 @@ class DiT(nn.Module):
 
     def _side(self, asked: int | str, tokens: Tensor, conditioning: Tensor) -> Tensor:
         """Return a block's tokens [N, T, D], or what a side layer makes of them."""
-        return tokens if isinstance(asked, int) else self.unpatchify(self.early_layer(tokens, conditioning))
+        if isinstance(asked, int):
+            return tokens
+        if asked == "early_layer":
+            return self.unpatchify(self.early_layer(tokens, conditioning))
+        return self.get_submodule(asked)(tokens)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """Lay patches [N, T, P*P*C_out] out as a latent [N, C_out, S, S]."""

@@ -18,6 +18,7 @@ from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.optim import groups_of
 from dit_scale.parameters import DTYPES, num_trained
+from dit_scale.planning.frozen import frozen_of
 from dit_scale.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
 from dit_scale.recipe import model_of
 from dit_scale.zero.batches import BatchPlan, plan_batches
@@ -82,6 +83,7 @@ def setup_of(config: Config, model: DiT, world_size: int, on_gpu: bool, gpus_per
         groups=groups_of(config.train),
         has_kernels=engine.kernels != "off",
         on_gpu=on_gpu,
+        frozen=frozen_of(config.alignment.encoders, model.grid_side),
     )
 
 

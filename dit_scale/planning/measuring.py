@@ -97,7 +97,9 @@ def _parts_of_route(
     config: NetworkConfig, route: Route, measure: Callable[[NetworkConfig], Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
     """Return what is measured of a routed block, and of the way in and out of such blocks."""
-    alone = replace(config, head_hidden_size=None, head_depth=None, head_num_heads=None, early_block=0, route=None)
+    alone = replace(
+        config, head_hidden_size=None, head_depth=None, head_num_heads=None, early_block=0, projectors=None, route=None
+    )
     found = []
     for own in (None, route):
         one, two = (
@@ -112,7 +114,8 @@ def _parts_of_route(
 def _shallow(config: NetworkConfig) -> Iterator[NetworkConfig]:
     """Yield the network with one block in each stack, then with a second one in each of them in turn."""
     depths: dict[str, Any] = {"depth": 1} if len(config.stacks) == 1 else {"depth": 1, "head_depth": 1}
-    config = replace(config, early_block=min(config.early_block, 1))
+    projectors = config.projectors and replace(config.projectors, after_block=1)
+    config = replace(config, early_block=min(config.early_block, 1), projectors=projectors)
     yield replace(config, **depths)
     for name in depths:
         yield replace(config, **depths | {name: 2})
@@ -127,17 +130,17 @@ def _on_meta(config: NetworkConfig, dtype: torch.dtype, has_kernels: bool) -> Di
 
 
 def _output(model: DiT, images: int = 1) -> Tensor:
-    """Return the output of a training step's pass; with side layers, the sum of all that comes."""
+    """Return one number that depends on all that training asks of a network."""
     latent = torch.empty(images, model.in_channels, model.latent_size, model.latent_size, device="meta")
     times = torch.empty((images, model.num_times) if model.num_times > 1 else (images,), device="meta")
     num_kept = model.config.num_kept
     is_routed = num_kept < model.config.num_tokens
     kept_tokens = torch.empty(images, num_kept, dtype=torch.long, device="meta") if is_routed else None
     inputs = latent.to(model.pos_embed.dtype), times, model.condition.empty(images, "meta")
-    if not model.config.early_block:
-        return model(*inputs, kept_tokens=kept_tokens)
-    output, (early,) = model(*inputs, hidden=("early_layer",))
-    return output + early
+    asked = ["early_layer"] if model.config.early_block else []
+    asked += [f"projectors.{index}" for index in range(len(model.projectors))]
+    found = model(*inputs, hidden=asked, kept_tokens=kept_tokens)
+    return sum((part.sum() for part in found[1]), found[0].sum()) if asked else found.sum()
 
 
 def _products(model: DiT) -> Products:
@@ -146,7 +149,7 @@ def _products(model: DiT) -> Products:
         with FlopCounterMode(display=False) as forward:
             output = _output(model)
         with FlopCounterMode(display=False) as backward:
-            output.sum().backward()
+            output.backward()
     counts = [counter.get_flop_counts()["Global"].get(attention, 0) for counter in (forward, backward)]
     both = forward.get_total_flops() + backward.get_total_flops()
     return Products(forward.get_total_flops(), both, sum(counts))

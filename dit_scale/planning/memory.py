@@ -12,12 +12,14 @@ from dit_scale.config import TrainSection
 from dit_scale.models.dit import DiT
 from dit_scale.optim import Group, KeptNumbers, groups_of, numbers_kept
 from dit_scale.parameters import num_parameters, num_trained, trained
+from dit_scale.planning.frozen import NO_ENCODERS, Frozen
 from dit_scale.planning.measuring import kept_of, with_all_tokens
 
 FP32_BYTES = 4
 STAGE_3_REUSE_DISTANCE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance
 STAGE_3_PERSISTENT = 100_000  # its stage3_param_persistence_threshold: smaller parameters stay whole
 _STAGE_0_BUCKET = 500_000_000  # elements that its engine flattens for one all-reduce at stage 0
+_LOSS_FEATURES = 5  # fp32 tensors of the features' shape that the alignment loss keeps, the target among them
 _LOSS_LATENTS = 15  # fp32 tensors of a latent's shape that the Gaussian objective keeps; a flow keeps fewer
 
 
@@ -51,6 +53,8 @@ class TrainingSetup:
     kernels keep what goes into them, where PyTorch on a CPU keeps what is between, too."""
     all_tokens: bool = False
     """Whether no token goes around routed blocks, as after routing.until_step."""
+    frozen: Frozen = NO_ENCODERS
+    """The encoders that run beside the network."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,14 @@ class MemoryEstimate:
     optimizer_state: int
     """What the optimizer keeps from update to update, such as Adam's two moments."""
     ema: int
+    encoders: int
+    """The weights of frozen encoders."""
     activations: int
     """What autograd keeps for backward, with the checkpointing that is set."""
     backward_workspace: int
     """The widest moment of backward: a recomputed block, gradients of a block's activations."""
+    encoder_workspace: int
+    """The widest moment of an encoder's pass, between forward and backward."""
     update_workspace: int
     """fp32 gradients of this rank's part while the optimizer runs, and copies by which an update is put back."""
     host_setup: int
@@ -84,12 +92,13 @@ class MemoryEstimate:
     @property
     def states(self) -> int:
         """Bytes that stay from step to step."""
-        return self.parameters + self.master + self.optimizer_state + self.ema
+        return self.parameters + self.master + self.optimizer_state + self.ema + self.encoders
 
     @property
     def peak(self) -> int:
-        """The most at any moment of a step: in backward, or in the update."""
-        backward = self.gathered_parameters + self.buckets + self.activations + self.backward_workspace
+        """The most at any moment of a step: in an encoder, in backward, or in the update."""
+        workspace = max(self.backward_workspace, self.encoder_workspace)
+        backward = self.gathered_parameters + self.buckets + self.activations + workspace
         return self.states + self.gradients + max(backward, self.update_workspace)
 
     @property
@@ -122,8 +131,10 @@ def estimate_memory(model: DiT, setup: TrainingSetup) -> MemoryEstimate:
         master=states_on_device * master,
         optimizer_state=states_on_device * state,
         ema=states_on_device * ema,
+        encoders=number * setup.frozen.parameters,
         activations=activations,
         backward_workspace=workspace,
+        encoder_workspace=number * setup.micro_batch_size * setup.frozen.workspace,
         update_workspace=states_on_device * workspace_of_update,
         host_setup=2 * FP32_BYTES * (total + frozen),
         host_optimizer=0 if states_on_device else master + state + ema + workspace_of_update,
@@ -207,7 +218,9 @@ def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
         entering if every and index % every == 0 else entering + setup.activation_budget * (whole - entering)
         for index, (entering, whole) in enumerate(zip(tokens, kept.blocks, strict=True))
     ]
-    outside = kept.rest + FP32_BYTES * _LOSS_LATENTS * latent
+    projectors = config.projectors
+    features = sum(projectors.widths) * config.num_tokens if projectors is not None else 0
+    outside = kept.rest + FP32_BYTES * (_LOSS_LATENTS * latent + _LOSS_FEATURES * features)
     # Gradients of the two widest activations, before and after the MLP's GELU, and of the tokens live at once.
     gradients = kept.widest + number * config.num_tokens * max(widths)
     is_recomputed = every > 0 or setup.activation_budget < 1

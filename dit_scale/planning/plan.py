@@ -35,8 +35,10 @@ _PARTS = (
     ("master", "fp32 master weights"),
     ("optimizer_state", "the optimizer's state"),
     ("ema", "EMA"),
+    ("encoders", "frozen encoders of alignment"),
     ("activations", "activations kept for backward"),
     ("backward_workspace", "backward's widest moment"),
+    ("encoder_workspace", "an encoder's widest moment (not beside backward's)"),
     ("update_workspace", "fp32 gradients and copies in the update (not beside activations)"),
 )
 
@@ -68,7 +70,7 @@ def plan(config: Config, cluster: Cluster, request: Request) -> bool:
             why = f"and train.optimizer={config.train.optimizer} allows ZeRO 0 alone; give train.optimizer=adamw"
         raise InputError(f"{title}: nothing fits, {why}")
     best = plans[0]
-    _show_model(model, title)
+    _show_model(model, best, title)
     if request.search:
         _show_found(plans, cluster)
     _show(best, model, cluster, request)
@@ -96,13 +98,19 @@ def _model(config: Config, request: Request) -> DiT:
         raise InputError(f"{error}; or give --image-size, such as 256, to plan without data") from error
 
 
-def _show_model(model: DiT, title: str) -> None:
+def _show_model(model: DiT, best: Plan, title: str) -> None:
     total = num_parameters(model)
     tokens = model.grid_side**2
     print(
         f"{title}: {total / 1e6:,.1f}M parameters, {tokens} tokens an image, "
         f"{training_flops_per_image(model) / 1e9:,.1f} GFLOP an image in training"
     )
+    if frozen := best.setup.frozen.parameters:
+        projectors = num_parameters(model.projectors)
+        print(
+            f"alignment: projectors of {projectors / 1e6:,.1f}M parameters (among these), frozen encoders of "
+            f"{frozen / 1e6:,.1f}M with {best.setup.frozen.flops / 1e9:,.1f} GFLOP an image"
+        )
 
 
 def _show_found(plans: list[Plan], cluster: Cluster) -> None:
@@ -200,6 +208,7 @@ def _as_json(plans: list[Plan], model: DiT, cluster: Cluster) -> dict[str, Any]:
     return {
         "parameters": num_parameters(model),
         "training_flops_per_image": training_flops_per_image(model),
+        "encoder_flops_per_image": plans[0].setup.frozen.flops,
         "cluster": asdict(cluster),
         "plans": [
             {

@@ -25,6 +25,8 @@ BANDWIDTH_SHARE = 0.8
 PASSES_EAGER, PASSES_COMPILED = 9.0, 4.2
 """How often what autograd keeps is read or written outside of products: each operation on its own (an estimate), or
 fused (measured)."""
+ENCODER_PASSES = 2.0
+"""How often what a frozen encoder's operations write is written or read: once each."""
 UPDATE_BYTES, STATE_BYTES, COPY_BYTES = 38, 8, 20
 """Traffic in an update. Of a parameter: master and EMA read and written, the gradient read for its norm, converted and
 read again, bf16 weights written. Of a number of the optimizer's state: read and written. Of one that is copied so that
@@ -67,7 +69,7 @@ class Prediction:
     step: StepTime
     images_per_second: float
     mfu: float
-    """Of the datasheet's bf16 FLOP/s; recomputed work does not count."""
+    """Of the datasheet's bf16 FLOP/s; recomputed work, and that of frozen encoders, does not count."""
     save_seconds: float
 
 
@@ -94,10 +96,12 @@ def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, c
     attention = attention_flops_per_image(model, setup.all_tokens)
     linear = training_flops_per_image(model, setup.all_tokens) - attention
     work = linear + attention * MATMUL_SHARE / ATTENTION_SHARE  # as if all ran at the rate of linear layers
-    products = images * work * (1 + recomputed / 3) / rate
+    products = images * (work * (1 + recomputed / 3) + setup.frozen.flops) / rate
     passes = (PASSES_COMPILED if compiled else PASSES_EAGER) * (1 + recomputed / 3)
     memory_rate = gpu.memory_bandwidth * BANDWIDTH_SHARE
-    elementwise = images * activation_bytes_per_image(model, setup) * passes / memory_rate
+    activations = activation_bytes_per_image(model, setup) * passes
+    activations += ENCODER_PASSES * setup.bytes_per_number * setup.frozen.written
+    elementwise = images * activations / memory_rate
     total = num_trained(model)
     part = total / setup.world_size if setup.zero_stage else total
     kept = optimizer_numbers(model, setup)

@@ -27,6 +27,7 @@ from dit_scale.supervision.phases import Phases
 from dit_scale.supervision.preemption import TimeLimit
 from dit_scale.supervision.stragglers import ForwardTime, RankTimes
 from dit_scale.training import run_folder
+from dit_scale.training.alignment import Alignment, alignment_of, load_encoders
 from dit_scale.training.attention_choice import settle_attention
 from dit_scale.training.bad_step_policies import policy_of
 from dit_scale.training.bad_steps import BadSteps
@@ -87,8 +88,10 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
     """Open all that a run needs; at the end, or where this fails, what was opened is closed (collective)."""
     run_dir, train = Path(config.run_dir), config.train
     conveniences = Conveniences(run_dir, world)
+    config, encoders = load_encoders(config)
     with ExitStack() as stack:
-        dataset = stack.enter_context(closing(open_dataset(config.data, config.model.condition)))
+        opened = open_dataset(config.data, config.model.condition, with_crops=bool(encoders))
+        dataset = stack.enter_context(closing(opened))
         data = describe(dataset)
         found = find_last_good(run_dir / CHECKPOINTS, world)
         if found is not None:
@@ -97,7 +100,8 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         peak = peak_flops(device, config.engine.precision)
         flops_of_step = _flops_of_step(model, config.routing.until_step) if peak else None
-        learner = _learner(model, config, dataset, world, device, conveniences)
+        alignment = alignment_of(config, encoders, model.grid_side, device)
+        learner = _learner(model, config, dataset, world, device, conveniences, alignment)
         rank_times = RankTimes(world, ForwardTime(learner.engine.module), config.log.every_steps)
         start = _begin(learner.state, found, weights, world)
         spikes = SpikeLimit(train.spike_factor, found.description.grad_norms if found else [], learner.guard.device)
@@ -135,7 +139,13 @@ def _flops_of_step(model: DiT, until_step: int) -> Callable[[int], int]:
 
 
 def _learner(
-    model: DiT, config: Config, dataset: LatentDataset, world: World, device: str, conveniences: Conveniences
+    model: DiT,
+    config: Config,
+    dataset: LatentDataset,
+    world: World,
+    device: str,
+    conveniences: Conveniences,
+    alignment: Alignment | None,
 ) -> Learner:
     """Wrap the network for training on this rank (collective)."""
     train, latents = config.train, dataset.manifest.latents
@@ -145,6 +155,7 @@ def _learner(
     dtype = DTYPES[config.engine.precision]
     settle_attention(model, largest, torch.device(device), dtype, Path(config.run_dir), world, conveniences)
     dropout, beside = config.model.label_dropout, _losses_beside(model, config, objective)
+    beside = beside if alignment is None else (*beside, alignment)
     routing = token_draws(config, model)
     loss_function = LossFunction(objective, latents, config.seed, dropout, model.condition, beside, routing)
     engine = build_engine(model, config.engine, train, plan, world, device)

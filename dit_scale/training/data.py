@@ -14,10 +14,11 @@ from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
 
 
-def open_dataset(data: DataConfig, condition: str = "label") -> LatentDataset:
+def open_dataset(data: DataConfig, condition: str = "label", with_crops: bool = False) -> LatentDataset:
     """Open the shard folders of a configuration, for a condition of this name.
 
-    Raises InputError where they cannot be trained on.
+    ``with_crops`` has the loader give the images that became the latents, too. Raises InputError where they cannot be
+    trained on.
     """
     dataset = LatentDataset.open(
         _path(data.path),
@@ -27,6 +28,7 @@ def open_dataset(data: DataConfig, condition: str = "label") -> LatentDataset:
         cache_bytes=data.cache_bytes,
         patience_seconds=data.patience_seconds,
         stored=condition_named(condition).stored,
+        with_crops=with_crops,
     )
     with ExitStack() as on_failure:
         on_failure.callback(dataset.close)

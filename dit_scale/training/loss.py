@@ -15,7 +15,6 @@ from dit_scale.training.routing import TokenDraws
 
 Network = Callable[..., Any]
 """``(noised_latent, time, condition) -> output``; with ``hidden=(8, ...)`` it returns ``(output, [tokens, ...])``."""
-
 Hidden = int | str
 """A block by its number from 1, for its tokens; or a side layer of the network by its name, for what it returns."""
 
@@ -35,6 +34,8 @@ class Pass(NamedTuple):
     """What a loss asked for, in the objective's first call: of a block its tokens [N, T, D]."""
     output: Tensor
     """What the network returned in that call, [N, C_out, S, S]."""
+    crops: Tensor | None = None
+    """The images that became the latents, uint8 [N, 3, H, W], where the data give them."""
 
 
 class AuxiliaryLoss(Protocol):
@@ -42,7 +43,7 @@ class AuxiliaryLoss(Protocol):
 
     @property
     def hidden(self) -> tuple[Hidden, ...]:
-        """The blocks whose tokens it needs, and side layers."""
+        """The blocks and the side layers whose tokens it needs."""
 
     def terms(self, seen: Pass) -> Terms:
         """Return its terms; their names are no other loss's."""
@@ -64,8 +65,19 @@ class LossFunction:
         """Return the loss of a step that holds the image at this position of the stream."""
         return self if self.routing is None else replace(self, routing=self.routing.at(position))
 
-    def __call__(self, network: Network, moments: Tensor, conditions: Tensor, positions: Tensor) -> Terms:
-        """Return the terms of each image's loss: moments [N, 2C, H, W], conditions [N, ...], stream positions [N]."""
+    def __call__(
+        self,
+        network: Network,
+        moments: Tensor,
+        conditions: Tensor,
+        positions: Tensor,
+        crops: Tensor | None = None,
+    ) -> Terms:
+        """Return the terms of each image's loss.
+
+        Moments are [N, 2C, H, W], conditions [N, ...], stream positions [N], crops [N, 3, H, W] where a loss beside the
+        objective's sees them.
+        """
         shape = self.latents.shape
         latent = sample_latent(moments, draws.normal(self.seed, Stream.POSTERIOR, positions, shape), self.latents)
         noise = draws.normal(self.seed, Stream.NOISE, positions, shape)
@@ -78,7 +90,7 @@ class LossFunction:
         asked = _Asked(network, conditions, tuple(sorted(hidden, key=str)), routed)
         terms = self.objective.loss(asked, latent, noise, time)
         assert asked.output is not None, "an objective calls the network"
-        seen = Pass(positions, latent, noise, time, asked.hidden, asked.output)
+        seen = Pass(positions, latent, noise, time, asked.hidden, asked.output, crops)
         for loss in self.auxiliary:
             terms = terms | loss.terms(seen)
         return terms

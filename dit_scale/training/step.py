@@ -27,12 +27,10 @@ def compute_gradient(engine: Any, loss_function: Callable[..., Terms], batch: Ba
     totals: list[Tensor] = []
     values: dict[str, list[Tensor]] = {}
     for part in plan.micro_batches:
-        moments, conditions, positions = (
-            tensor[part].to(engine.device, non_blocking=True)
-            for tensor in (batch.moments, batch.conditions, batch.positions)
-        )
+        inputs = (batch.moments, batch.conditions, batch.positions, *(() if batch.crops is None else (batch.crops,)))
+        inputs = tuple(tensor[part].to(engine.device, non_blocking=True) for tensor in inputs)
         counts = is_whole[part].to(engine.device) if batch.damaged else None
-        terms = loss_function(engine, moments, conditions, positions)
+        terms = loss_function(engine, *inputs)
         losses = _counted(total(terms), counts)  # [micro batch]
         # DeepSpeed divides by the number of micro steps; the gradient is to be the mean over the rank's images.
         engine.backward(losses.sum() * (plan.gradient_accumulation_steps / plan.batch_size_per_rank))

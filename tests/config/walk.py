@@ -49,7 +49,9 @@ class Place:
         return needed
 
 
-def _another_than_default(entry: Field[Any]) -> float:
+def _another_than_default(entry: Field[Any]) -> Any:
+    if entry.default == ():
+        return ["e"]
     limits = entry.metadata.get("range")
     return 2 if limits is None or limits.holds(2) else 0.5
 

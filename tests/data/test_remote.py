@@ -366,6 +366,25 @@ def test_a_dataset_there_is_the_dataset_here(server: S3Server, tmp_path: Path, k
     there.close()
 
 
+def test_crops_there_are_fetched_for_those_who_ask(server: S3Server, tmp_path: Path) -> None:
+    written, cache = write_folder(tmp_path / "here", [5, 4], with_crops=True), tmp_path / "cache"
+    location, indices = server.upload(tmp_path / "here", "crops"), np.arange(9)
+    for with_crops in (False, True):
+        there = LatentDataset.open(location, cache=cache, with_crops=with_crops)
+        there.request(indices)
+        there.read(indices, np.zeros(9, bool))
+        count = 4 if with_crops else 2
+        _wait_for(lambda count=count: len(_copies(cache)) == count)
+        assert any(name.endswith(".crops") for name in _copies(cache)) == with_crops
+        if with_crops:
+            copy = _copies(cache)["shard-000001.crops"]
+            copy.write_bytes(bytes(copy.stat().st_size))  # damage here is fixed from there
+            crops, damaged = there.read_crops(indices, np.zeros(9, bool))
+            assert not damaged
+            assert all(np.array_equal(crop, record.crop) for crop, record in zip(crops.numpy(), written, strict=True))
+        there.close()
+
+
 def test_a_thread_that_fetches_holds_up_no_exit() -> None:
     script = """
 import time

@@ -103,6 +103,28 @@ def test_records_are_the_moments_of_images_and_mirror_images(source: Path, refer
     assert all(damage_of(reference, shard) is None for shard in manifest.shards)
 
 
+def test_crops_are_the_images_that_became_the_latents(source: Path, kl: Path, reference: Path, tmp_path: Path) -> None:
+    _encode(source, tmp_path / "kept", f"autoencoder.name={kl}", "keep_crops=true")
+    dataset = LatentDataset.open(tmp_path / "kept", with_crops=True)
+    autoencoder = load_autoencoder(dataset.manifest.autoencoder, folder=tmp_path / "kept")
+    for flipped in (False, True):
+        everything = np.arange(37), np.full(37, flipped)
+        (moments, _), (crops, damaged) = dataset.read(*everything), dataset.read_crops(*everything)
+        assert not damaged
+        torch.testing.assert_close(moments.float(), autoencoder.encode(from_uint8(crops)), atol=2e-3, rtol=2e-3)
+    names = [dataset.manifest.class_names[label] for label in dataset.folders[0].labels]
+    image = decode_image(Place(source / names[36] / "014.jpg", 0, -1), 32)
+    assert np.array_equal(crops[36].numpy().transpose(1, 2, 0)[:, ::-1], image)
+    # Without them, folders are what they were.
+    kept, plain = (_shard_bytes(folder) for folder in (tmp_path / "kept", reference))
+    assert {name for name in kept if name not in plain} == {f"shard-{i:06d}.crops" for i in range(5)}
+    assert {name for name in plain if plain[name] == kept[name]} >= {f"shard-{i:06d}.tar" for i in range(5)}
+    assert b"crop" not in plain["manifest.json"].replace(b"adm-centre-crop", b"")
+    assert all("crop" not in np.load(reference / f"shard-{i:06d}.npy").dtype.names for i in range(5))
+    assert "keep_crops" not in (reference / "encoding" / "plan.json").read_text()
+    assert "crops" not in (reference / "encoding" / "shard-000000.json").read_text()
+
+
 def test_statistics_describe_the_latents(source: Path, tmp_path: Path) -> None:
     manifest = _encode(source, tmp_path / "out", *PCA)
     dataset = LatentDataset.open(tmp_path / "out")
@@ -122,9 +144,10 @@ def test_the_bytes_do_not_depend_on_the_callers_threads(
     assert _shard_bytes(tmp_path / "out") == _shard_bytes(reference)
 
 
-def test_three_workers_that_decode_in_pools_make_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    _encode(source, tmp_path / "one", *PCA)
-    _encode(source, tmp_path / "three", *PCA, "workers=3", "decode_workers=1")
+@pytest.mark.parametrize("more", [[], ["keep_crops=true"]], ids=["latents", "with crops"])
+def test_three_workers_that_decode_in_pools_make_the_same_bytes(source: Path, tmp_path: Path, more: list[str]) -> None:
+    _encode(source, tmp_path / "one", *PCA, *more)
+    _encode(source, tmp_path / "three", *PCA, *more, "workers=3", "decode_workers=1")
     assert _shard_bytes(tmp_path / "three") == _shard_bytes(tmp_path / "one")
     log = [json.loads(line) for line in (tmp_path / "three" / "encode.jsonl").read_text().splitlines()]
     assert {line["shard"] for line in log} == {f"shard-{i:06d}.tar" for i in range(5)}
@@ -145,7 +168,7 @@ def test_ranks_of_a_launcher_make_the_same_bytes(source: Path, tmp_path: Path) -
 
 def test_a_killed_encode_goes_on_and_makes_the_same_bytes(tmp_path: Path) -> None:
     source, output = draw_tree(tmp_path / "images", {"a": 200, "b": 200}), tmp_path / "out"
-    small_shards = [*PCA, "shard_records=2"]
+    small_shards = [*PCA, "shard_records=2", "keep_crops=true"]
     _encode(source, tmp_path / "unharmed", *small_shards)
     process = _start(_settings(source, output, *small_shards, "workers=2"))
     deadline = time.monotonic() + 120
@@ -178,19 +201,21 @@ def _is_alive(pid: str) -> bool:
 
 def test_what_was_lost_is_made_again_and_nothing_else(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    _encode(source, output, *PCA)
+    _encode(source, output, *PCA, "keep_crops=true")
     whole = _shard_bytes(output)
+    (output / "shard-000004.crops").write_bytes(whole["shard-000004.crops"][:-1])
     (output / "shard-000001.tar").unlink()
     (output / "shard-000002.tar").write_bytes(whole["shard-000002.tar"][:-1])
     (output / "shard-000003.npy").unlink()
     killed = subprocess.Popen(["true"])
     killed.wait()
     (output / f".shard-000001.tar.{socket.gethostname()}-{killed.pid}.tmp").write_bytes(b"half a shard")
+    (output / f".shard-000001.crops.{socket.gethostname()}-{killed.pid}.tmp").write_bytes(b"half a crop")
     (output / "encode.jsonl").unlink()
-    _encode(source, output, *PCA)
+    _encode(source, output, *PCA, "keep_crops=true")
     assert _shard_bytes(output) == whole
     again = [json.loads(line)["shard"] for line in (output / "encode.jsonl").read_text().splitlines()]
-    assert again == ["shard-000001.tar", "shard-000002.tar", "shard-000003.tar"]
+    assert again == [f"shard-{number:06d}.tar" for number in (1, 2, 3, 4)]
     assert not list(output.rglob("*.tmp"))
 
 
@@ -243,6 +268,7 @@ def test_images_that_cannot_be_decoded(tmp_path: Path) -> None:
         ("image_size=64", r"image_size=32, now it is 64"),
         ("shard_records=9", r"shard_records=8, now it is 9"),
         ("mirrors=none", r'mirrors="both", now it is "none"'),
+        ("keep_crops=true", r"keep_crops=false, now it is true"),
         ("autoencoder.pca_channels=5", r"autoencoder.pca_channels=6, now it is 5"),
         ("autoencoder.scale=[0.5]", r"autoencoder.scale=null, now it is \[0.5\]"),
     ],
@@ -253,6 +279,12 @@ def test_a_folder_with_another_plan_is_refused(source: Path, tmp_path: Path, cha
     with pytest.raises(InputError, match=named):
         _encode(source, tmp_path / "out", *PCA, change)
     assert _shard_bytes(tmp_path / "out") == whole
+
+
+def test_crops_cannot_be_left_out_halfway(source: Path, tmp_path: Path) -> None:
+    _encode(source, tmp_path / "out", *PCA, "keep_crops=true")
+    with pytest.raises(InputError, match=r"begun with keep_crops=true, now it is false; set it back"):
+        _encode(source, tmp_path / "out", *PCA)
 
 
 def test_other_images_or_another_autoencoder_of_the_same_name_are_refused(
@@ -320,26 +352,26 @@ def test_an_element_does_not_wait_for_the_others_nor_leave_their_work_undone(sou
     assert _shard_bytes(output) == _shard_bytes(tmp_path / "one")
 
 
-@pytest.mark.parametrize("ending", ["tar", "npy", "json"])
+@pytest.mark.parametrize("ending", ["tar", "crops", "npy", "json"])
 def test_whoever_is_overtaken_at_the_last_moment_goes_on(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     """Another worker finishes the same shard, and clears up, while this one has a file of it written but not named."""
     first, second = tmp_path / "first", tmp_path / "second"
-    _encode(source, first, *PCA)
+    _encode(source, first, *PCA, "keep_crops=true")
     fsync, overtaken = os.fsync, []
 
     def fsync_late(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
         if path.name.startswith(f".shard-000001.{ending}.") and not overtaken:
             overtaken.append(path)
-            for name in ("shard-000001.tar", "shard-000001.npy", "encoding/shard-000001.json"):
+            for name in (*(f"shard-000001.{kind}" for kind in ("tar", "crops", "npy")), "encoding/shard-000001.json"):
                 shutil.copy(first / name, second / name)
             path.unlink()
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync_late)
-    _encode(source, second, *PCA)
+    _encode(source, second, *PCA, "keep_crops=true")
     assert overtaken and _shard_bytes(second) == _shard_bytes(first)
 
 

@@ -32,6 +32,19 @@ def test_a_table_and_a_picture(shards: Path, tmp_path: Path, capsys: pytest.Capt
         assert min(image.size) > 100
 
 
+def test_crops_come_before_what_they_became(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = encode_settings(shards.parent / "images", tmp_path / "kept")
+    main(["encode", "quickstart-encode", *settings, "mirrors=both", "keep_crops=true"])
+    ((_, images),) = _rows(LatentDataset.open(tmp_path / "kept"), num_classes=1, images_per_class=3)
+    with Image.open(shards.parent / "images" / "circles" / "000.jpg") as image:
+        assert np.array_equal(images[0], centre_crop(image.convert("RGB"), 32))
+    assert len(images) == 9
+    main(["inspect", str(tmp_path / "kept"), "--out", str(tmp_path / "grid.png")])
+    main(["inspect", str(shards), "--out", str(tmp_path / "grid.png")])
+    output = " ".join(capsys.readouterr().out.split())
+    assert output.index("kept, uint8, 187,392 bytes") < output.index("not kept")
+
+
 def test_decoded_records_are_the_images_and_their_mirror_images(shards: Path) -> None:
     rows = _rows(LatentDataset.open(shards), num_classes=2, images_per_class=3)
     assert [(name, len(images)) for name, images in rows] == [("circles", 6), ("stripes", 6)]

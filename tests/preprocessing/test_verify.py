@@ -22,7 +22,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("verify") / "shards"
-    main(["encode", "quickstart-encode", *encode_settings(images, output)])
+    main(["encode", "quickstart-encode", *encode_settings(images, output), "keep_crops=true"])
     return output
 
 
@@ -50,13 +50,15 @@ def test_whole_shards_pass(whole: Path, how: list[str], capsys: pytest.CaptureFi
 def test_every_damaged_shard_is_named(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _flip(shards / "shard-000000.tar", 40)  # in a header, which reading never looks at
     (shards / "shard-000002.tar").unlink()
+    _flip(shards / "shard-000001.crops", 2000)
     with pytest.raises(SystemExit) as stopped:
         main(["verify", str(shards)])
     assert stopped.value.code == 2
     errors = capsys.readouterr().err
     assert "damaged: shard-000000.tar: shard-000000.tar has SHA-256" in errors
     assert "damaged: shard-000002.tar: shard-000002.tar is missing" in errors
-    assert "2 of 3 shards" in errors
+    assert "damaged: shard-000001.tar: shard-000001.crops has SHA-256" in errors
+    assert "3 of 3 shards" in errors
     assert "give --repair" in errors
 
 
@@ -66,6 +68,7 @@ def test_every_damaged_shard_is_named(shards: Path, capsys: pytest.CaptureFixtur
         ("shard-000001.tar", 3, "has no tar header where it should begin"),
         ("shard-000001.tar", 1024 + 7, "does not have the digest"),
         ("shard-000001.npy", -3, "is not the one that its manifest names"),
+        ("shard-000001.crops", 1024 + 7, "shard-000001.crops' does not have the digest"),
     ],
 )
 def test_a_quick_look_finds_what_it_looks_at(
@@ -79,7 +82,7 @@ def test_a_quick_look_finds_what_it_looks_at(
 
 def test_a_repair_makes_the_same_bytes_again(whole: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _flip(shards / "shard-000000.tar", 2000)
-    _flip(shards / "shard-000002.npy", -1)
+    _flip(shards / "shard-000002.crops", 7777)
     untouched = (shards / "shard-000001.tar").stat().st_ino
     main(["verify", "--repair", str(shards)])
     output = capsys.readouterr().out
