@@ -83,7 +83,7 @@ def entering(tokens: Tensor, rotation: Rotation | None, kept_tokens: Tensor | No
     if kept_tokens is None:
         return tokens, rotation
     rows = _rows(kept_tokens, tokens.shape[1])
-    inside = tokens.flatten(0, 1).index_select(0, rows).view(*kept_tokens.shape, -1)  # [N, K, D]
+    inside = tokens.flatten(0, 1).index_select(0, rows).unflatten(0, kept_tokens.shape)  # [N, K, D]
     if rotation is None:
         return inside, None
     cosine, sine = rotation
