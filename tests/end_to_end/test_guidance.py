@@ -1,6 +1,7 @@
 """Guidance by weaker models as a user trains and names them: a second final layer, and another run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from dit_scale.checkpoint import Checkpoint
+from dit_scale.classes import ClassNames
+from dit_scale.config import Config, config_from
+from dit_scale.errors import InputError
+from dit_scale.latents import LatentSpec
+from dit_scale.sampling.other import check_guide, opened
 from tests.end_to_end.runs import lines, losses, settings
 from tests.launch import run
 
@@ -90,6 +96,24 @@ def test_another_run_guides_by_its_own_weights(trained: Path, shards: Path, tmp_
     assert by_itself == alone  # its output + 2 x nothing
     told = json.loads((tmp_path / "a" / "protocol.json").read_text())["guide_by"]
     assert (told["step"], told["weights"], len(told["weights_digest"])) == (2, "ema", 32)
+
+
+def test_a_run_of_other_latents_or_classes_is_refused(gaussian: Path) -> None:
+    path = str(gaussian)
+    description = opened(path).description
+    config, latents = config_from(Config, description.config), LatentSpec.from_json(description.data["latent"])
+    names = ClassNames(description.data["class_names"])
+    check_guide(path, config, latents, names)
+    trained_otherwise = replace(config.diffusion, early_weight=0.125)
+    check_guide(path, replace(config, diffusion=trained_otherwise), latents, names)
+    with pytest.raises(InputError, match="has latents of size 8, and this model 16; give a run of the same latents"):
+        check_guide(path, config, replace(latents, size=16), names)
+    with pytest.raises(InputError, match="has other classes, or in another order, than this model"):
+        check_guide(path, config, latents, ClassNames(reversed(names)))
+    for section, name, value in (("diffusion", "prediction", "v"), ("model", "condition", "none")):
+        other = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+        with pytest.raises(InputError, match=rf"has {section}\.{name} \w+, and this model {value}"):
+            check_guide(path, other, latents, names)
 
 
 def test_a_model_that_cannot_guide_is_refused(trained: Path, gaussian: Path, tmp_path: Path) -> None:
