@@ -20,6 +20,7 @@ from dit_scale.documents import read_document
 from dit_scale.errors import Failure, InputError
 from dit_scale.files import atomic_write, exclusive_lock, make_writable_folder, write_json
 from dit_scale.latents import LatentSpec
+from preprocessing.conditions import arrays_of, check_beside
 from preprocessing.decoding import Decoder, open_decoder
 from preprocessing.job import STATE_FOLDER, Job
 from preprocessing.sources import Source, list_source, root_of
@@ -43,7 +44,9 @@ def prepare(config: EncodeConfig) -> Job:
     state = Path(config.output) / STATE_FOLDER
     with _undone_if_refused(state):
         make_writable_folder(state, "output folder")
+        arrays = arrays_of(config)
         source = list_source(config.source)  # before the lock: elements of an array list at the same time
+        check_beside(source, arrays)
         with exclusive_lock(state / _LOCK, "{holder} does not end preparing the encoding; stop it", _PATIENCE_SECONDS):
             state.mkdir(parents=True, exist_ok=True)  # who held the lock before may have been refused
             job = _prepare(config, source)
@@ -119,7 +122,8 @@ def _settings(config: EncodeConfig) -> dict[str, Any]:
     if Path(config.autoencoder.name).is_dir():
         settings["name"] = Path(config.autoencoder.name).resolve().name
     settings = {key: value for key, value in settings.items() if key not in unused_names(config.autoencoder)}
-    return {
+    arrays = [asdict(array) for array in arrays_of(config)]  # none in plans of labels alone, as before there were any
+    return ({"condition": config.condition, "arrays": json.loads(json.dumps(arrays))} if arrays else {}) | {
         "version": PLAN_VERSION,
         "image_size": config.image_size,
         "transform": CENTRE_CROP + ("-exif" if config.source.exif_rotation else ""),
@@ -158,7 +162,7 @@ def _check_same(config: EncodeConfig, plan: dict[str, Any], found: dict[str, Any
     if found is None:
         return
     theirs = dict(_flat(found))
-    for key, ours in _flat(plan):
+    for key, ours in _flat({"condition": None} | plan):
         if theirs.get(key) != ours:
             way_back = (
                 "give source.class_names (this output, once it has a manifest) to keep the order"

@@ -123,6 +123,10 @@ def _sampled_damage(folder: Path, manifest: Manifest, shard: ShardEntry) -> str 
             damaged = opened.read(chosen, np.full(len(chosen), mirror), buffers, verify=True)
             if damaged:
                 return damaged[min(damaged)]
+        for array in manifest.arrays:
+            buffers = np.empty((len(chosen), array.num_bytes), np.uint8)
+            if damaged := opened.read_array(array.name, chosen, buffers, verify=True):
+                return damaged[min(damaged)]
         return None
     except InputError as error:
         return str(error)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dit_scale.config.fields import Spell, choice, number, setting, when
+from dit_scale.config.fields import Spell, choice, number, setting, unless, when
 from dit_scale.errors import InputError
 
 _GAUSSIAN, _FLOW, _LOGIT_NORMAL = (
@@ -50,7 +50,7 @@ class ModelConfig:
     """Attention heads of the head; null takes the preset's."""
     condition: str = "label"
     """What the network is told of an image: its class `label`, or `none`."""
-    label_dropout: float = number(0.1, at_least=0, below=1)
+    label_dropout: float = number(0.1, at_least=0, below=1, only_if=unless("condition", "none"))
     """Probability with which a label, or another condition, is replaced by the null label in training."""
     learn_sigma: bool | None = None
     """Predict the variance, too: twice the output channels; null takes the preset's."""

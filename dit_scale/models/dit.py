@@ -14,7 +14,7 @@ from dit_scale.conditioning import Labels, build_condition
 from dit_scale.errors import InputError
 from dit_scale.models.attention import choose_backend
 from dit_scale.models.blocks import Block, FinalLayer
-from dit_scale.models.config import NetworkConfig
+from dit_scale.models.config import NetworkConfig, keywords_of
 from dit_scale.models.embeddings import TIME_EMBEDDINGS, PatchEmbedding, Rotation, grid_rotation, sincos_positions
 from dit_scale.models.linear import use_fp8
 from dit_scale.models.operators import Fused
@@ -31,6 +31,7 @@ class DiT(nn.Module):
     what they make of it conditions the head, whose blocks follow and see the latent again.
     """
 
+    @keywords_of(NetworkConfig)
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         self.config = config = NetworkConfig(**settings)
@@ -40,6 +41,7 @@ class DiT(nn.Module):
         self.hidden_size, self.depth, self.num_heads = config.hidden_size, config.depth, config.num_heads
         self.mlp_ratio, self.num_classes = config.mlp_ratio, config.num_classes
         self.label_dropout, self.learn_sigma = config.label_dropout, config.learn_sigma
+        self.num_times = config.num_times
         self.out_channels = 2 * self.in_channels if self.learn_sigma else self.in_channels
         self.grid_side = self.latent_size // self.patch_size
         self.has_head = len(config.stacks) > 1
@@ -50,7 +52,9 @@ class DiT(nn.Module):
             self.s_embedder = PatchEmbedding(self.patch_size, self.in_channels, self.hidden_size)
             is_wider = last.hidden_size != self.hidden_size
             self.s_projector = nn.Linear(self.hidden_size, last.hidden_size) if is_wider else nn.Identity()
-        self.t_embedder = TIME_EMBEDDINGS[config.time_embedding](self.hidden_size)
+        time_embedding = TIME_EMBEDDINGS[config.time_embedding]
+        self.t_embedder = time_embedding(self.hidden_size)
+        self.further_t_embedders = nn.ModuleList(time_embedding(self.hidden_size) for _ in range(1, self.num_times))
         self.condition = build_condition(config.condition, self.num_classes, has_null=self.label_dropout > 0)
         self.y_embedder = self.condition.embedding(self.hidden_size)
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid_side**2, self.hidden_size), requires_grad=False)
@@ -72,8 +76,9 @@ class DiT(nn.Module):
             if isinstance(module, nn.Conv2d if self.has_head else nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.flatten(1))  # a view: a patch is one vector
                 module.get_parameter("bias").zero_()
-        for name in ("t_embedder.mlp.0", "t_embedder.mlp.2"):
-            self.get_parameter(f"{name}.weight").normal_(std=0.02)
+        for embedder in (self.t_embedder, *self.further_t_embedders):
+            for name in ("mlp.0.weight", "mlp.2.weight"):
+                embedder.get_parameter(name).normal_(std=0.02)
         self.condition.initialize(self.y_embedder)
         for module in (*self.blocks, self.final_layer):
             module.get_parameter("adaLN_modulation.1.weight").zero_()
@@ -114,15 +119,16 @@ class DiT(nn.Module):
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return the network's output for a noised latent, in the dtype of the weights.
 
-        ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real, ``condition`` [N, ...] (labels: [N] integer); the
-        output is [N, C_out, S, S], where C_out = 2C with ``learn_sigma`` and C without. ``hidden`` numbers blocks from
-        1; where it names any, the tokens [N, T, D] that leave these blocks come, too: (output, [tokens, ...]).
+        ``latent`` is [N, C, S, S], ``timestep`` [N] integer or real ([N, k] where ``num_times`` is k, 2 or more),
+        ``condition`` [N, ...] (labels: [N] integer); the output is [N, C_out, S, S], where C_out = 2C with
+        ``learn_sigma`` and C without. ``hidden`` numbers blocks from 1; where it names any, the tokens [N, T, D] that
+        leave these blocks come, too: (output, [tokens, ...]).
 
         Raises:
             InputError: ``hidden`` numbers a block that there is not.
         """
         self._check_hidden(hidden)
-        time = self.t_embedder(timestep)  # [N, D]
+        time = self._embedded(timestep)  # [N, D]
         tokens, conditioning, rotation = self._enter(latent, time, condition)
         # Here, outside of what is compiled:
         backend = choose_backend(self.attention, tokens.device, tokens.dtype, self.is_compiled, self.has_kernels)
@@ -136,6 +142,16 @@ class DiT(nn.Module):
         patches = self.final_layer(tokens, conditioning)  # [N, T, P*P*C_out]
         output = self.unpatchify(patches)  # [N, C_out, S, S]
         return (output, [kept[number] for number in hidden]) if hidden else output
+
+    def _embedded(self, timestep: Tensor) -> Tensor:
+        """Return the vector [N, D] of a time [N], or the sum of those of several, [N, k]."""
+        if self.num_times == 1:
+            return self.t_embedder(timestep)
+        first, *further = timestep.unbind(dim=1)
+        embedded = self.t_embedder(first)
+        for embedder, time in zip(self.further_t_embedders, further, strict=True):
+            embedded = embedded + embedder(time)
+        return embedded
 
     def _enter(self, latent: Tensor, time: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Rotation | None]:
         """Return tokens [N, T, D], their conditioning [N, D] and their rotation, as the first block gets them."""

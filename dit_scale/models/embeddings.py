@@ -64,7 +64,7 @@ class FourierEmbedding(TimestepEmbedding):
 
     def features(self, timestep: Tensor) -> Tensor:
         """Return sines and cosines of ``timestep`` [N] at the random frequencies, in fp32: [N, 512]."""
-        angles = 2 * math.pi * timestep.float()[:, None] * self.W  # [N, 256]
+        angles = timestep.float()[:, None] * self.W * (2 * math.pi)  # [N, 256]
         return torch.cat([angles.sin(), angles.cos()], dim=-1)  # [N, 512]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

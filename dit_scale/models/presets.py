@@ -1,9 +1,11 @@
 """Networks by name: DiT's published sizes (arXiv 2212.09748, table 1), larger ones, and those that came after."""
 
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 from dit_scale.errors import InputError, nearest
+from dit_scale.models.config import NetworkConfig
 from dit_scale.models.dit import DiT
 
 SIZES = ("depth", "hidden_size", "num_heads", "patch_size")
@@ -40,6 +42,12 @@ PRESETS: dict[str, dict[str, Any]] = (
         for size in ("S", "XL")
     }
 )
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """Return each field of ``NetworkConfig`` that a preset, or else a default, gives a value."""
+    defaults = {entry.name: entry.default for entry in fields(NetworkConfig) if entry.default is not MISSING}
+    return defaults | PRESETS.get(name, {})
 
 
 def build_model(name: str | None, *, latent_size: int, num_classes: int, **settings: Any) -> DiT:

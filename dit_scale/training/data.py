@@ -1,6 +1,7 @@
 """A run's data as its configuration says: the dataset, what checkpoints say of it, and its loader."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ def open_dataset(data: DataConfig, condition: str = "label") -> LatentDataset:
         patience_seconds=data.patience_seconds,
         stored=condition_named(condition).stored,
     )
-    if data.check_scale:
-        _check_scale(dataset)
+    with ExitStack() as on_failure:
+        on_failure.callback(dataset.close)
+        if data.check_scale:
+            _check_scale(dataset)
+        on_failure.pop_all()
     return dataset
 
 

@@ -63,7 +63,9 @@ def load_recipe(name: str) -> Recipe:
 def test_forward_as_published(name: str) -> None:
     recipe = load_recipe(name)
     output = recipe.model(recipe.io["x"], recipe.io["t"], recipe.io["y"])
-    assert_parity(f"{name} out", output, recipe.io["out"])
+    # ddt_a's are as large as 18: its own rounding is 9e-5 away from what fp64 gives.
+    largest = recipe.io["out"].abs().max().item()
+    assert_parity(f"{name} out", output, recipe.io["out"], atol=1e-5 * max(1.0, largest))
 
 
 def losses_of(name: str, recipe: Recipe) -> dict[str, Tensor]:
