@@ -62,7 +62,7 @@ def objective_of(config: DiffusionConfig, model: DiT) -> Objective:
     base = settings.pop("time_shift_base")
     if config.time_shift is None:
         numbers = model.in_channels * model.latent_size**2
-        settings["time_shift"] = math.sqrt(numbers / base)  # RAE, arXiv 2510.11690, section 4.2
+        settings["time_shift"] = math.sqrt(numbers / base)  # RAE, arXiv 2510.11690
     if config.name == "flow" and config.prediction != "x0":
         settings["prediction"] = "velocity"  # the setting's default is that of Gaussian diffusion
     return build_objective(**settings)

@@ -21,7 +21,7 @@ PREDICTIONS = ("velocity", "x0")
 HALF_DRAW = 2.0**-25
 """Half the distance between fp32 draws from [0, 1); it stands for a draw of exactly 0, whose logit is -inf."""
 LEAST_DIVISOR = 0.05
-"""Below it t divides no more where a velocity is derived from a latent (JiT, arXiv 2511.13720, section 4)."""
+"""Below it t divides no more where a velocity is derived from a latent (JiT, arXiv 2511.13720)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class FlowMatching:
     time_at_data: int = 1
     """1: the network is told 1 - t and predicts latent minus noise. 0: it is told t and predicts noise minus latent."""
     cosine_weight: float = 0.0
-    """Weight of the cosine loss on the velocity's direction (LightningDiT, arXiv 2501.01423, section 4); 0 is none."""
+    """Weight of the cosine loss on the velocity's direction (LightningDiT, arXiv 2501.01423); 0 is none."""
 
     solvers: ClassVar[tuple[str, ...]] = ("euler", "midpoint", "heun", "dopri5", "sde")
     default_solver: ClassVar[str] = "heun"
@@ -126,7 +126,7 @@ def shifted(times: Tensor, shift: float) -> Tensor:
 
 
 def _away_from(latent: Tensor, noised: Tensor, time: Tensor) -> Tensor:
-    """Return the velocity of the straight path from ``latent`` through ``noised`` (JiT, arXiv 2511.13720, section 3).
+    """Return the velocity of the straight path from ``latent`` through ``noised`` (JiT, arXiv 2511.13720).
 
     For small t it is too short, of the network and of the truth alike, so that the loss stays bounded.
     """

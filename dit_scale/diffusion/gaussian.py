@@ -127,7 +127,7 @@ class GaussianDiffusion:
                 return latent
 
     def _min_snr_weight(self, at: Tables) -> Tensor:
-        """Return the weight [N] of each sample's squared error (min-SNR, arXiv 2303.09556, section 3.4).
+        """Return the weight [N] of each sample's squared error (min-SNR, arXiv 2303.09556).
 
         min(SNR, gamma) where the latent is predicted; for noise and v it is divided by what their error is of the
         latent's: SNR and SNR + 1.

@@ -10,7 +10,7 @@ from dit_scale.training.loss import Pass
 
 @dataclass(frozen=True)
 class Contrast:
-    """Minus ``weight`` times the squared distance of a predicted velocity to the true one of another image (eq. 4).
+    """Minus ``weight`` times the squared distance of a predicted velocity to the true one of another image.
 
     The other image is the neighbour in the stream, 2k and 2k + 1 for each other, with its own latent and noise: the
     stream's order is random, so it is a random image, and it is the same one on any number of ranks, as no micro batch

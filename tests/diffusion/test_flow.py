@@ -143,7 +143,7 @@ def test_a_perfect_network_of_each_kind_has_no_loss_and_brings_noise_to_the_late
 
 
 def test_the_velocity_loss_of_a_latent_is_its_error_over_the_time() -> None:
-    """JiT, arXiv 2511.13720, table 1: the loss on v weighs the latent's error by 1 / t², and by no more than 400."""
+    """JiT, arXiv 2511.13720: the loss on v weighs the latent's error by 1 / t², and by no more than 400."""
     flow = FlowMatching(prediction="x0")
     time = torch.tensor([0.001, 0.5, 1.0])
     loss = flow.loss(lambda noised, _: LATENT + 0.1, LATENT, NOISE, time)["mse"].value

@@ -156,7 +156,7 @@ def test_bad_options_and_outputs_are_refused() -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
 @pytest.mark.parametrize("learn_sigma", [False, True])
 def test_min_snr_weighs_the_latents_error_alike_whatever_is_predicted(prediction: str, learn_sigma: bool) -> None:
-    """arXiv 2303.09556, section 3.4: whatever is predicted, the latent's squared error has the weight min(SNR, 5)."""
+    """arXiv 2303.09556: whatever is predicted, the latent's squared error has the weight min(SNR, 5)."""
     plain, clipped = (
         GaussianDiffusion(prediction=prediction, learn_sigma=learn_sigma, min_snr_gamma=gamma) for gamma in (0.0, 5.0)
     )
