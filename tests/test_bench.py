@@ -182,9 +182,11 @@ def test_attention_kernels_are_timed_or_say_why_not(tmp_path: Path, capsys: pyte
 
 def test_steps_are_fed_from_shards_beside_a_batch_in_memory(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
-    run(["bench", "feed", "--model", "DiT-S/8", "--batch-size", "2", "--steps", "1", "--rounds", "1", "--json", out])
+    small = ["--model", "DiT-S/8", "--batch-size", "2", "--steps", "1", "--rounds", "1"]
+    run(["bench", "feed", *small, "--kernels", "off", "--json", out])
     report = json.loads(out.read_text())
     assert len(report["seconds"]) == 2
+    assert report["engine"]["kernels"] == "off"
     assert report["ratio"]["median"] > 0.0
 
 

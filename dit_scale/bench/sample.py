@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dit_scale import draws
 from dit_scale.bench.loop import CLASSES
-from dit_scale.bench.measure import Spread, in_rounds
-from dit_scale.bench.peer import Peer, check_layout
+from dit_scale.bench.measure import Spread, in_rounds, what_seconds_are
+from dit_scale.bench.peer import Peers
 from dit_scale.bench.report import begin_report, show, show_table, write_report
 from dit_scale.bench.step import OURS, random_model
 from dit_scale.config import EngineConfig, SamplingConfig
@@ -34,21 +34,18 @@ def bench_sample(
     batch_size: int,
     num_steps: int,
     engine: EngineConfig,
-    peers: list[Path],
-    peer_precision: str,
+    peers: Peers,
     rounds: int,
     json_file: Path | None,
 ) -> None:
     """Draw latents with each in turn, ``rounds`` times; print and write what it took."""
-    for path in peers:
-        check_layout(path)
     report = begin_report("sample", _PACKAGES, json_file)
     world, device = World(), device_of(World())
     report["threads"] = set_threads(world)
     latents = LatentSpec(4, image_size // 8)
     model = random_model(model_name, latents, device)
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
-    others = [Peer(path, model_name, latents.size, CLASSES, weights, device, peer_precision) for path in peers]
+    others = [peers.build(path, model_name, latents, weights, device) for path in peers.paths]
     model.to(device, DTYPES[engine.precision]).eval()
     wrap_blocks(model, engine)
     indices = torch.arange(batch_size, device=device)
@@ -77,8 +74,8 @@ def bench_sample(
         "cfg_scale": _CFG_SCALE,
         "precision": engine.precision,
         "compile": engine.compile,
-        "peer_precision": peer_precision,
-        "seconds_are": "seconds between events on the GPU" if device != "cpu" else "CPU seconds of all threads",
+        "peer_precision": peers.precision,
+        "seconds_are": what_seconds_are(device),
         "seconds": {name: asdict(Spread.of(found)) for name, found in seconds.items()},
         "speedup": {
             peer.name: asdict(Spread.of([b / a for a, b in zip(seconds[OURS], seconds[peer.name], strict=True)]))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dit_scale.bench.contender import Trained, compare, contend
 from dit_scale.bench.loop import CLASSES, Loop, PlainLoop
-from dit_scale.bench.measure import Spread
-from dit_scale.bench.peer import Peer, PeerLoop, check_layout
+from dit_scale.bench.measure import Spread, what_seconds_are
+from dit_scale.bench.peer import PeerLoop, Peers
 from dit_scale.bench.report import begin_report, show, show_table, write_report
 from dit_scale.config import EngineConfig
 from dit_scale.distributed.runtime import World, device_of, process_group, set_threads
@@ -40,15 +40,12 @@ def bench_step(
     image_size: int,
     batch_size: int,
     engine: EngineConfig,
-    peers: list[Path],
-    peer_precision: str,
+    peers: Peers,
     without_deepspeed: bool,
     rounds: int,
     json_file: Path | None,
 ) -> None:
     """Take steps of each in turn, ``rounds`` times; print and write what they took, in parts and in all."""
-    for path in peers:
-        check_layout(path)
     report = begin_report("step", _PACKAGES, json_file)
     world, device = World(), device_of(World())
     report["threads"] = set_threads(world)
@@ -69,7 +66,7 @@ def bench_step(
         return PlainLoop(twin, loop.loss_function, loop.batch, engine, device)
 
     def other(path: Path) -> Trained:
-        peer = Peer(path, model_name, latents.size, CLASSES, weights, device, peer_precision)
+        peer = peers.build(path, model_name, latents, weights, device)
         found = _output(peer.ema, latent[:2], label[:2])
         differences[peer.name] = ((found - expected).abs().max() / expected.abs().max()).item()
         return PeerLoop(peer, latent, label)
@@ -81,7 +78,7 @@ def bench_step(
         assert isinstance(loop, Loop)
         if without_deepspeed:
             contenders[WITHOUT_DEEPSPEED] = contend(partial(plain, loop), keeps_memory=True)
-        for path in peers:  # with the allocator as their own training has it
+        for path in peers.paths:  # with the allocator as their own training has it
             contenders[path.resolve().name] = contend(partial(other, path), keeps_memory=False)
         figures = compare(contenders, rounds, device)
     peak = peak_flops(device, engine.precision)
@@ -92,8 +89,8 @@ def bench_step(
         "image_size": image_size,
         "engine": asdict(engine),
         "attention": loop.engine.module.attention,
-        "peer_precision": peer_precision,
-        "seconds_are": "seconds between events on the GPU" if device != "cpu" else "CPU seconds of all threads",
+        "peer_precision": peers.precision,
+        "seconds_are": what_seconds_are(device),
         **figures,
         "mfu": batch_size / figures["seconds"][OURS]["median"] * flops / peak if peak else None,
         "output_difference": differences,

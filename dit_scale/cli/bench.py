@@ -74,6 +74,7 @@ def _add_bench_feed(benchmarks) -> None:  # type: ignore[no-untyped-def]
     command = benchmarks.add_parser("feed", help="steps from shards against one batch in memory", description=text)
     _add_model_options(command, batch_size=16)
     command.add_argument("--steps", type=positive, default=4, metavar="N", help="a round (default %(default)s)")
+    _add_kernels(command)
     _add_bench_options(command, rounds=5)
     command.set_defaults(run=_bench_feed)
 
@@ -176,6 +177,7 @@ def _add_bench_options(command: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def _bench_step(options: argparse.Namespace) -> None:
+    from dit_scale.bench.peer import Peers
     from dit_scale.bench.step import bench_step
     from dit_scale.config import EngineConfig
 
@@ -195,8 +197,7 @@ def _bench_step(options: argparse.Namespace) -> None:
         options.image_size,
         options.batch_size,
         engine,
-        options.peer_path,
-        options.peer_precision,
+        Peers(options.peer_path, options.peer_precision),
         options.without_deepspeed,
         options.rounds,
         options.json,
@@ -204,6 +205,7 @@ def _bench_step(options: argparse.Namespace) -> None:
 
 
 def _bench_sample(options: argparse.Namespace) -> None:
+    from dit_scale.bench.peer import Peers
     from dit_scale.bench.sample import bench_sample
     from dit_scale.config import EngineConfig
 
@@ -213,8 +215,7 @@ def _bench_sample(options: argparse.Namespace) -> None:
         options.batch_size,
         options.num_sampling_steps,
         EngineConfig(precision=options.precision, compile=options.compile, kernels=options.kernels),
-        options.peer_path,
-        options.peer_precision,
+        Peers(options.peer_path, options.peer_precision),
         options.rounds,
         options.json,
     )
@@ -234,7 +235,7 @@ def _bench_feed(options: argparse.Namespace) -> None:
 
     if options.image_size != 256:
         raise InputError(f"--image-size {options.image_size} has no shards made for it; leave it at 256")
-    engine = EngineConfig(precision=options.precision, compile=options.compile)
+    engine = EngineConfig(precision=options.precision, compile=options.compile, kernels=options.kernels)
     bench_feed(options.model, options.batch_size, engine, options.steps, options.rounds, options.json)
 
 

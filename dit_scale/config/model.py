@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dit_scale.config.fields import choice, number, setting, when
+from dit_scale.config.fields import choice, number, setting, unless, when
 
 _GAUSSIAN, _FLOW, _LOGIT_NORMAL = (
     when("name", "gaussian"),
@@ -17,7 +17,8 @@ class ModelConfig:
     """By the same names as `NetworkConfig` in models/config.py, which says more; null is the preset's."""
 
     name: str = "DiT-XL/2"
-    """A preset, DiT-{S,B,L,XL}/{2,4,8} or DiT-{1.5B,3B,7B}/2, or `custom` with the four fields below."""
+    """A preset, DiT-{S,B,L,XL}/{2,4,8}, DiT-{1.5B,3B,7B}/2, LightningDiT-{B,L,XL}/1 or DiT-DH-{S,XL}, or `custom` with
+    the four fields below."""
     patch_size: int | None = number(None, at_least=1)
     """Side of a patch in latent pixels; null takes the preset's."""
     hidden_size: int | None = number(None, at_least=1)
@@ -28,12 +29,30 @@ class ModelConfig:
     """Attention heads; null takes the preset's."""
     mlp_ratio: float = number(4.0, above=0)
     """Width of the MLP over the width of a token."""
+    norm: Literal["layernorm", "rmsnorm"] | None = None
+    """Norm of the blocks: `layernorm` without parameters, or `rmsnorm` with a weight; null takes the preset's."""
+    mlp: Literal["gelu", "swiglu"] | None = None
+    """Feed-forward layer of the blocks; null takes the preset's."""
+    rope: bool | None = None
+    """Rotate queries and keys by the token's row and column; null takes the preset's."""
+    qk_norm: bool | None = None
+    """Normalise queries and keys; null takes the preset's."""
+    adaln_shift: bool | None = None
+    """Shift what blocks normalise, and not only scale it; null takes the preset's."""
+    time_embedding: Literal["sinusoidal", "fourier"] | None = None
+    """Embedding of the timestep: `sinusoidal`, or `fourier` with random frequencies; null takes the preset's."""
+    head_hidden_size: int | None = number(None, at_least=1)
+    """Width of a DDT head, which goes with the next two; null takes the preset's, most of which have no head."""
+    head_depth: int | None = number(None, at_least=1)
+    """Blocks of the head; null takes the preset's."""
+    head_num_heads: int | None = number(None, at_least=1)
+    """Attention heads of the head; null takes the preset's."""
     condition: str = "label"
     """What the network is told of an image: its class `label`, or `none`."""
-    label_dropout: float = number(0.1, at_least=0, below=1)
+    label_dropout: float = number(0.1, at_least=0, below=1, only_if=unless("condition", "none"))
     """Probability with which a label, or another condition, is replaced by the null label in training."""
-    learn_sigma: bool = True
-    """Predict the variance, too: twice the output channels."""
+    learn_sigma: bool | None = None
+    """Predict the variance, too: twice the output channels; null takes the preset's."""
     attention: Literal["auto", "xformers", "sdpa", "cudnn", "flash", "matmul"] = choice(
         "auto", retired={"cudnn-padded": "cudnn", "flash-padded": "flash"}
     )

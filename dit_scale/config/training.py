@@ -256,17 +256,20 @@ class Config:
             )
         for name in ("preview", "evaluation"):
             section: PreviewConfig | EvaluationConfig = getattr(self, name)
-            if section.every_steps and section.cfg_scale != 1 and not self.model.label_dropout:
-                raise InputError(
-                    f"{name}.cfg_scale={section.cfg_scale} guides, but model.label_dropout=0 leaves no null label to "
-                    f"guide with; give {name}.cfg_scale=1"
-                )
+            if section.every_steps and section.cfg_scale != 1 and (without := self._without_null()):
+                raise InputError(f"{name}.cfg_scale={section.cfg_scale} guides, but {without}; give {name}.cfg_scale=1")
             most = self.diffusion.num_timesteps
             if section.every_steps and section.num_sampling_steps > most and self.diffusion.name == "gaussian":
                 raise InputError(
                     f"{name}.num_sampling_steps={section.num_sampling_steps} is above diffusion.num_timesteps={most}; "
                     f"give {most} or less"
                 )
+
+    def _without_null(self) -> str:
+        """Return why there is no null with which guidance compares, or nothing where there is one."""
+        if self.model.condition == "none":
+            return "model.condition=none leaves nothing to guide by"
+        return "" if self.model.label_dropout else "model.label_dropout=0 leaves no null label to guide with"
 
 
 FIXED_FOR_A_RUN = (

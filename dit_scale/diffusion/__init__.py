@@ -7,10 +7,11 @@ from dit_scale.diffusion.flow import FlowMatching
 from dit_scale.diffusion.gaussian import GaussianDiffusion
 from dit_scale.diffusion.guidance import guided
 from dit_scale.diffusion.losses import Term, Terms, total
-from dit_scale.diffusion.objective import Objective, build_objective
+from dit_scale.diffusion.objective import OBJECTIVES, Objective, build_objective
 from dit_scale.diffusion.solvers import SOLVERS, choose_solver
 
 __all__ = [
+    "OBJECTIVES",
     "SOLVERS",
     "FlowMatching",
     "GaussianDiffusion",

@@ -5,19 +5,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from dit_scale.config import Config
+from dit_scale.config import Config, EngineConfig, TrainSection
 from dit_scale.data.manifest import manifest_in
 from dit_scale.data.mixture import mix
 from dit_scale.data.opening import open_storage
+from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
+from dit_scale.optim import groups_of
 from dit_scale.parameters import DTYPES, num_trained
 from dit_scale.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
 from dit_scale.recipe import model_of
 from dit_scale.zero.batches import BatchPlan, plan_batches
+from dit_scale.zero.engine import check_stage
 
 _CPU_ALLOCATOR = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
 _CUDA_ALLOCATOR = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
@@ -74,8 +78,19 @@ def setup_of(config: Config, model: DiT, world_size: int, on_gpu: bool, gpus_per
         bucket_elements=engine.bucket_for(num_parameters, world_size),
         reduce_to_owners=engine.reduces_to_owners(num_parameters, world_size),
         node_size=min(gpus_per_node, world_size) if engine.hierarchical_partitioning else 0,
+        groups=groups_of(config.train),
+        has_kernels=engine.kernels != "off",
         on_gpu=on_gpu,
     )
+
+
+def is_allowed(engine: EngineConfig, train: TrainSection) -> bool:
+    """Whether the ZeRO stage goes with the precision and the optimizer."""
+    try:
+        check_stage(engine, train)
+    except InputError:
+        return False
+    return True
 
 
 def smaller_choices(config: Config, model: DiT, setup: TrainingSetup, limit_bytes: float = math.inf) -> list[Choice]:
@@ -92,8 +107,8 @@ def smaller_choices(config: Config, model: DiT, setup: TrainingSetup, limit_byte
         if estimate_memory(model, halved).peak <= limit_bytes or size == 1:
             tried.append((f"train.micro_batch_size_per_gpu={size}", halved))
             break
-    if setup.zero_stage < 3 and setup.world_size > 1:
-        stage = setup.zero_stage + 1
+    stage: Any = setup.zero_stage + 1
+    if stage <= 3 and setup.world_size > 1 and is_allowed(replace(engine, zero_stage=stage), config.train):
         tried.append((f"engine.zero_stage={stage}", replace(setup, zero_stage=stage)))
     if engine.checkpoint_every_blocks != 1:
         tried.append(("engine.checkpoint_every_blocks=1", replace(setup, checkpoint_every_blocks=1)))

@@ -32,11 +32,11 @@ _PARTS = (
     ("gradients", "gradients"),
     ("buckets", "buckets that gradients are reduced in"),
     ("master", "fp32 master weights"),
-    ("adam_moments", "Adam's moments"),
+    ("optimizer_state", "the optimizer's state"),
     ("ema", "EMA"),
     ("activations", "activations kept for backward"),
     ("backward_workspace", "backward's widest moment"),
-    ("update_workspace", "fp32 gradients in the update (not beside activations)"),
+    ("update_workspace", "fp32 gradients and copies in the update (not beside activations)"),
 )
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
-from dit_scale.config import Config
+from dit_scale.config import Config, unused_names
 from dit_scale.models import DiT
-from dit_scale.optim import needs_whole
-from dit_scale.planning.choices import setup_of
+from dit_scale.planning.choices import is_allowed, setup_of
 from dit_scale.planning.cluster import Cluster
 from dit_scale.planning.memory import MemoryEstimate, TrainingSetup, estimate_memory
 from dit_scale.planning.prediction import Prediction, predict
@@ -51,25 +51,20 @@ def plan_of(config: Config, model: DiT, cluster: Cluster) -> Plan:
 def search(config: Config, model: DiT, cluster: Cluster) -> list[Plan]:
     """Return the plans that fit, the fastest first; with the optimizer offloaded only where nothing else fits."""
     for offload in (False, True):
-        plans = [plan_of(choice, model, cluster) for choice in _choices(config, model, cluster, offload)]
+        plans = [plan_of(choice, model, cluster) for choice in _choices(config, cluster, offload)]
         fitting = [plan for plan in plans if plan.fits(cluster)]
         if fitting:
             return sorted(fitting, key=lambda plan: (plan.prediction.step.seconds, plan.memory.peak))
     return []
 
 
-def _choices(config: Config, model: DiT, cluster: Cluster, offload: bool) -> Iterator[Config]:
-    """Yield the configuration with other stages, micro batches and checkpointing."""
+def _choices(config: Config, cluster: Cluster, offload: bool) -> Iterator[Config]:
+    """Yield the configuration with other stages, micro batches and checkpointing, less what `train` would refuse."""
     images = plan_batches(config.train, cluster.num_gpus).batch_size_per_rank
-    can_be_whole = config.engine.precision == "fp32" and not offload
-    stages: tuple[Literal[0, 1, 2, 3], ...] = () if needs_whole(config.train) else (1, 2, 3)
-    for stage in (0, *stages) if can_be_whole else stages:
-        for every in dict.fromkeys((0, 4, 2, 1)):
-            for micro in (size for size in range(1, images + 1) if images % size == 0):
-                yield replace(
-                    config,
-                    engine=replace(
-                        config.engine, zero_stage=stage, checkpoint_every_blocks=every, offload_optimizer=offload
-                    ),
-                    train=replace(config.train, micro_batch_size_per_gpu=micro),
-                )
+    stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
+    for stage, every in product(stages, (0, 4, 2, 1)):
+        engine = replace(config.engine, zero_stage=stage, checkpoint_every_blocks=every, offload_optimizer=offload)
+        if not is_allowed(engine, config.train) or (offload and "offload_optimizer" in unused_names(engine)):
+            continue
+        for micro in (size for size in range(1, images + 1) if images % size == 0):
+            yield replace(config, engine=engine, train=replace(config.train, micro_batch_size_per_gpu=micro))

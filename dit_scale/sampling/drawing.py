@@ -86,10 +86,9 @@ def sample_latents(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Return final latents [N, C, H, W] for the model's condition (labels [N]) and image indices [N]."""
-    dtype = next(model.parameters()).dtype
 
     def denoiser(noised_latent: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
-        return model(noised_latent.to(dtype), timestep, condition).float()
+        return model(noised_latent, timestep, condition).float()
 
     nulls = model.condition.nulls(condition)
     return _draw(denoiser, condition, nulls, objective, latents.shape, indices, settings, on_step)

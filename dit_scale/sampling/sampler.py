@@ -16,7 +16,7 @@ from dit_scale.config import Config, config_from
 from dit_scale.diffusion import Objective
 from dit_scale.diffusion.solvers import OnStep
 from dit_scale.draws import Stream
-from dit_scale.errors import InputError
+from dit_scale.errors import InputError, few
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.parameters import DTYPES
@@ -57,9 +57,9 @@ class Sampler:
         kernels: str,
     ) -> "Sampler":
         """Return all but the weights, which is enough to check settings."""
-        objective = objective_of(config.diffusion, config.model.learn_sigma)
         with torch.device("meta"):
             model = model_of(config, latents, len(class_names))
+        objective = objective_of(config.diffusion, model.learn_sigma)
         choices = model.condition.choices(class_names)
         return cls(config, objective, latents, choices, autoencoder, device, model, kernels)
 
@@ -108,6 +108,18 @@ class Sampler:
         compiled = {"compiled": True} if self.model.is_compiled else {}
         kernels = {} if self.model.has_kernels else {"kernels": "off"}
         return self.origin | compiled | kernels | {"autoencoder": self.autoencoder.identity}
+
+    def classes_asked_for(self, numbers_or_names: Sequence[str], only_names: Sequence[str] = ()) -> list[int]:
+        """Return the labels that a user asks for; raises InputError where one is unknown, or there are no classes."""
+        try:
+            return self.class_names.asked_for(numbers_or_names, only_names)
+        except InputError as error:
+            if self.config.model.condition != "none":
+                raise
+            raise InputError(
+                f"classes {few(map(repr, [*numbers_or_names, *only_names]))} are asked for, and the model was trained "
+                f"without (model.condition=none); leave --classes and --class out"
+            ) from error
 
     def labels_of(self, chosen: Sequence[int], count: int, seed: int | None = None) -> list[int]:
         """Return the label of each image: of the chosen labels, none means all.

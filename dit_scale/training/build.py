@@ -1,7 +1,7 @@
 """From a configuration to everything that a run's loop works with."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,27 +83,30 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
     """Open all that a run needs; at the end, or where this fails, what was opened is closed (collective)."""
     run_dir, train = Path(config.run_dir), config.train
     conveniences = Conveniences(run_dir, world)
-    dataset = open_dataset(config.data, config.model.condition)
-    data = describe(dataset)
-    found = find_last_good(run_dir / CHECKPOINTS, world)
-    if found is not None:
-        run_folder.check_resume(found, config, data)
-    model = _new_model(config, dataset, is_new_run=found is None)
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    peak = peak_flops(device, config.engine.precision)
-    flops_per_image = training_flops_per_image(model) if peak else 0
-    learner = _learner(model, config, dataset, world, device, conveniences)
-    rank_times = RankTimes(world, ForwardTime(learner.engine.module), config.log.every_steps)
-    start = _begin(learner.state, found, weights, world)
-    spikes = SpikeLimit(train.spike_factor, found.description.grad_norms if found else [], learner.guard.device)
-    saving = Saving(run_dir / CHECKPOINTS, config.checkpoint, world, learner.state.part().num_bytes())
-    policy = policy_of(train.on_bad_step, run_dir, saving, world)
-    bad_steps = BadSteps(run_dir, train, world, policy, learner.offender_in)
-    time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
-    periodic = PeriodicTasks(config, dataset, learner.loss_function, world, device, phases, conveniences)
-    _write_down(config, dataset, world, device, conveniences)
-    metrics = StepMetrics(learner.plan, rank_times, flops_per_image, peak and peak * world.world_size)
-    with RunLog(config, world, start.step, conveniences) as log, closing(saving), closing(dataset):
+    with ExitStack() as stack:
+        dataset = stack.enter_context(closing(open_dataset(config.data, config.model.condition)))
+        data = describe(dataset)
+        found = find_last_good(run_dir / CHECKPOINTS, world)
+        if found is not None:
+            run_folder.check_resume(found, config, data)
+        model = _new_model(config, dataset, is_new_run=found is None)
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        peak = peak_flops(device, config.engine.precision)
+        flops_per_image = training_flops_per_image(model) if peak else 0
+        learner = _learner(model, config, dataset, world, device, conveniences)
+        rank_times = RankTimes(world, ForwardTime(learner.engine.module), config.log.every_steps)
+        start = _begin(learner.state, found, weights, world)
+        spikes = SpikeLimit(train.spike_factor, found.description.grad_norms if found else [], learner.guard.device)
+        saving = Saving(run_dir / CHECKPOINTS, config.checkpoint, world, learner.state.part().num_bytes())
+        policy = policy_of(train.on_bad_step, run_dir, saving, world)
+        bad_steps = BadSteps(run_dir, train, world, policy, learner.offender_in)
+        time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
+        periodic = PeriodicTasks(config, dataset, learner.loss_function, world, device, phases, conveniences)
+        _write_down(config, dataset, world, device, conveniences)
+        metrics = StepMetrics(learner.plan, rank_times, flops_per_image, peak and peak * world.world_size)
+        log = stack.enter_context(RunLog(config, world, start.step, conveniences))
+        stack.enter_context(closing(saving))
+        stack.enter_context(closing(bad_steps))
         yield Run(
             *(config, world, phases, dataset, data, learner, start),
             *(spikes, bad_steps, metrics, saving, time_limit, periodic, log),
@@ -127,7 +130,7 @@ def _learner(
     """Wrap the network for training on this rank (collective)."""
     train, latents = config.train, dataset.manifest.latents
     plan = plan_batches(train, world.world_size)
-    objective = objective_of(config.diffusion, config.model.learn_sigma)
+    objective = objective_of(config.diffusion, model.learn_sigma)
     largest = max(part.stop - part.start for part in plan.micro_batches)
     dtype = DTYPES[config.engine.precision]
     settle_attention(model, largest, torch.device(device), dtype, Path(config.run_dir), world, conveniences)

@@ -34,7 +34,6 @@ class Validation:
     @torch.no_grad()
     def loss(self, engine: Any) -> float:
         """Return the mean loss (collective: each rank computes its part)."""
-        dtype = next(engine.module.parameters()).dtype
         loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
         engine.eval()
         for share in shares(range(len(self._records)), self._micro_batch, self._world, is_collective=True):
@@ -45,7 +44,7 @@ class Validation:
                 tensor.to(engine.device)
                 for tensor in (moments, conditions, torch.from_numpy(places), torch.from_numpy(is_own))
             )
-            terms = self._loss_function(lambda x, t, y: engine(x.to(dtype), t, y), moments, conditions, positions)
+            terms = self._loss_function(engine, moments, conditions, positions)
             loss_sum += (total(terms).double() * counted).sum()
         engine.train()
         dist.all_reduce(loss_sum)

@@ -73,6 +73,10 @@ def test_without_options_the_defaults_stand() -> None:
             ["--solver-option", "eta"],
             "--solver-option eta is not of the form NAME=X; write it like --solver-option eta=1",
         ),
+        (
+            ["--solver-option", "time-shift=2", "--solver-option", "time_shift=3"],
+            "--solver-option time_shift is given twice, as 2 and as 3; give it once",
+        ),
         (["--solver-option", "eta=x"], "--solver-option eta=x is not a number; give a number"),
         (["--solver-option", "time-shift=inf"], "--solver-option time_shift=inf is not finite; give a number"),
         (["--seed", "a"], "--seed=a is not a whole number"),
