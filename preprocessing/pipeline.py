@@ -25,10 +25,10 @@ class _Batch:
     indices: list[int]
     stored: Tensor | None
     """fp16 on the host, [N, M, 2C, h, w]; whole once ``copied`` has happened."""
-    arrays: Sequence[Callable[[], Arrays]] = ()
-    """What waits for the arrays that a condition needs of each."""
     pixels: Sequence[np.ndarray] = ()
     """The images, uint8 [S, S, 3]."""
+    arrays: Sequence[Callable[[], Arrays]] = ()
+    """What waits for the arrays that a condition needs of each."""
     copied: torch.cuda.Event | None = None
     reason: str = ""
     """Why there is none."""
@@ -81,10 +81,10 @@ class Encoder:
         stored = torch.empty(moments.shape, dtype=moments.dtype, pin_memory=on_gpu)
         stored.copy_(moments, non_blocking=True)
         if not on_gpu:
-            return _Batch(indices, stored, arrays, pixels)
+            return _Batch(indices, stored, pixels, arrays)
         copied = torch.cuda.Event()
         copied.record()
-        return _Batch(indices, stored, arrays, pixels, copied)
+        return _Batch(indices, stored, pixels, arrays, copied)
 
     def _collect(self, batch: _Batch) -> Iterator[Result]:
         source = self._job.source
@@ -93,8 +93,8 @@ class Encoder:
             return
         if batch.copied is not None:
             batch.copied.synchronize()
-        found = zip(batch.indices, batch.stored.numpy(), batch.arrays, batch.pixels, strict=False)
-        for index, moments, arrays, image in found:
+        rows = zip(batch.indices, batch.stored.numpy(), batch.pixels, batch.arrays, strict=False)
+        for index, moments, image, arrays in rows:
             if not np.isfinite(moments).all():
                 raise InputError(
                     f"the moments of image '{source.name(index)}' do not fit half precision; give another autoencoder, "
