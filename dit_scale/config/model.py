@@ -62,7 +62,10 @@ class ModelConfig:
     """Attention kernel: the fastest that is found (RUN/attention.json), or one by name."""
 
 
-OF_TRAINING = ("time_distribution", "logit_mean", "logit_std", "early_weight")
+OF_TRAINING = (
+    *("min_snr_gamma", "time_distribution", "logit_mean", "logit_std", "early_weight", "time_interval", "time_shift"),
+    *("time_shift_base", "cosine_weight", "contrastive_weight"),
+)
 """Fields of ``DiffusionConfig`` that say how a network learns, and nothing of what its outputs mean."""
 
 
