@@ -18,10 +18,9 @@ class ModelConfig:
     """By the same names as `NetworkConfig` in models/config.py, which says more; null is the preset's."""
 
     name: str = "DiT-XL/2"
-    """A preset, DiT-{S,B,L,XL}/{2,4,8}, DiT-{1.5B,3B,7B}/2, LightningDiT-{B,L,XL}/1 or DiT-DH-{S,XL}, or `custom` with
-    the four fields below."""
+    """A preset, DiT-{S,B,L,XL}/{2,4,8}, DiT-{1.5B,3B,7B}/2, LightningDiT-{B,L,XL}/1 or DiT-DH-{S,XL}, or `custom`."""
     patch_size: int | None = number(None, at_least=1)
-    """Side of a patch in latent pixels; null takes the preset's."""
+    """Side of a patch in latent pixels; null takes the preset's. `custom` needs this and the next three."""
     hidden_size: int | None = number(None, at_least=1)
     """Width of a token; null takes the preset's."""
     depth: int | None = number(None, at_least=1)

@@ -172,7 +172,7 @@ class NetworkConfig:
         if self.rope and width // heads % 4:
             raise InputError(
                 f"{of_width} {width} over {of_heads} {heads} is {width // heads} numbers a head, and rope needs a "
-                f"multiple of 4; change one of the two, or give rope=false"
+                f"multiple of 4; change one of the two"
             )
         if int(width * self.mlp_ratio) < 1:
             raise InputError(f"mlp_ratio {self.mlp_ratio:g} of {of_width} {width} is an MLP of width 0; give more")
