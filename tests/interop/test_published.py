@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dit_scale.errors import InputError
 from dit_scale.interop import architecture_of, load_into, read_weights
-from dit_scale.interop.torch_file import NotAWeight, read_torch_file
+from dit_scale.torch_file import NotAWeight, read_torch_file
 from dit_scale.models import DiT
 
 
