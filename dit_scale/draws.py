@@ -25,6 +25,8 @@ class Stream(IntEnum):
     INITIAL_NOISE = 6
     STEP_NOISE = 7
     LABEL = 8
+    ROUTING = 9
+    PATH_DROP = 10
 
 
 def _signed(value: int) -> int:
@@ -76,6 +78,15 @@ def uniform(seed: int, stream: Stream, positions: Tensor, shape: tuple[int, ...]
     """
     bits = _bits(seed, stream, positions, math.prod(shape), 0)
     return _shift_right(bits, 11).double().mul(2.0**-53).view(len(positions), *shape)
+
+
+def subset(seed: int, stream: Stream, positions: Tensor, total: int, count: int) -> Tensor:
+    """Draw ``count`` of ``total`` places for each int64 position, rising, [N, count] int64; all subsets are as likely.
+
+    They are the places of the least of as many uniform draws. A GPU is not waited for.
+    """
+    order = uniform(seed, stream, positions, (total,)).argsort(dim=1, stable=True)
+    return order[:, :count].sort(dim=1).values
 
 
 def normal(seed: int, stream: Stream, positions: Tensor, shape: tuple[int, ...], *, counter_offset: int = 0) -> Tensor:

@@ -1,7 +1,7 @@
 """A model's parameters: how many, which of them are trained, and in which numbers it computes."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """By the name that settings give it."""
@@ -10,6 +10,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that training changes, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def drawn(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers, by name: numbers that were drawn once and are never trained, but belong to the weights."""
+    return dict(model.named_buffers())
 
 
 def num_trained(model: nn.Module) -> int:

@@ -1,6 +1,7 @@
 """Tars of latents that others wrote: where each sample's array and label lie, and the arrays."""
 
 import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -10,7 +11,7 @@ from xxhash import xxh3_64_intdigest
 from dit_scale.errors import InputError
 from dit_scale.kinds import TAR, kind_of
 from preprocessing.sources.archives import Member, members_of
-from preprocessing.sources.names import LeftOut, counted_as
+from preprocessing.sources.names import LeftOut, counted_as, from_bytes, to_bytes
 from preprocessing.sources.samples import Parts, Words, label_in, pairs_of, put, without_meta
 
 DTYPES = ("float16", "float32", "float64")
@@ -22,6 +23,30 @@ class Sample(NamedTuple):
     key: str
     label: int
     member: Member
+
+
+class Samples:
+    """The samples of a tar in its order, a row of numbers and bytes each: there may be millions of them."""
+
+    def __init__(self, samples: Sequence[Sample]):
+        keys = [to_bytes(sample.key) for sample in samples]
+        names = [to_bytes(sample.member.name) for sample in samples]
+        numbers = [(sample.label, sample.member.offset, sample.member.num_bytes) for sample in samples]
+        self._keys, self._names = np.array(keys, "S"), np.array(names, "S")  # as wide as the longest
+        self._numbers = np.array(numbers, np.int64).reshape(-1, 3)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of each, int64 [N]."""
+        return self._numbers[:, 0]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for key, name, numbers in zip(self._keys, self._names, self._numbers, strict=True):
+            label, offset, num_bytes = numbers.tolist()
+            yield Sample(from_bytes(key), label, Member(from_bytes(name), offset, num_bytes))
 
 
 class Stored(NamedTuple):
@@ -36,7 +61,7 @@ class Stored(NamedTuple):
         return xxh3_64_intdigest(np.ascontiguousarray(self.array).data)
 
 
-def samples_of(tar: Path, ending: str, left_out: LeftOut) -> list[Sample]:
+def samples_of(tar: Path, ending: str, left_out: LeftOut) -> Samples:
     """Return the samples of a tar in its order, by its headers: KEY.``ending`` with KEY.cls or KEY.json (``label``).
 
     Members of a key need not lie side by side. Raises InputError for an array without a label.
@@ -63,7 +88,7 @@ def samples_of(tar: Path, ending: str, left_out: LeftOut) -> list[Sample]:
 
         pairs = [pair for key, parts in keys.items() for pair in pairs_of(tar, key, parts, stem_of, words, left_out)]
         pairs.sort(key=lambda pair: max(pair[1].offset, pair[2].offset))  # a sample is there once both are
-        return [Sample(key, label_in(file, tar, part), member) for key, member, part in pairs]
+        return Samples([Sample(key, label_in(file, tar, part), member) for key, member, part in pairs])
 
 
 def read_array(file: BinaryIO, tar: Path, member: Member) -> Stored:

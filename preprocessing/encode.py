@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from itertools import chain, islice, tee
 
 from dit_scale.autoencoder import load_autoencoder
@@ -99,15 +99,17 @@ def encode_part(config: EncodeConfig, world: World) -> None:
     if config.autoencoder.compile:
         autoencoder.compile()
     rejected = job.count_rejected()
-    with decoder_for(config, job.source) as decoder:
+    # Left in this order: decoders are ended first, since one that hangs in storage would hold up what waits for it.
+    with ExitStack() as after_decoders, decoder_for(config, job.source) as decoder:
         images = decoder.decode(chain.from_iterable(job.images_of(number) for number in for_decoding))
         results = Encoder(job, autoencoder, device).results(for_encoding, images)
-        with closing(Prefetch(results, _RESULTS_AHEAD, "ahead")) as ready:  # encodes while this thread writes
-            for number in for_writing:
-                started = time.monotonic()
-                receipt = _make(job, number, ready, rejected)
-                rejected += len(receipt.rejected)
-                _log(job, receipt, world, time.monotonic() - started)
+        ready = Prefetch(results, _RESULTS_AHEAD, "ahead")  # encodes while this thread writes
+        after_decoders.callback(ready.close)
+        for number in for_writing:
+            started = time.monotonic()
+            receipt = _make(job, number, ready, rejected)
+            rejected += len(receipt.rejected)
+            _log(job, receipt, world, time.monotonic() - started)
 
 
 def _shards(job: Job, worker: int, num_workers: int) -> Iterator[int]:

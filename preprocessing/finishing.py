@@ -60,6 +60,7 @@ def _manifest(job: Job, receipts: list[Receipt], statistics: LatentStatistics) -
         statistics=statistics,
         rejected=sum(len(receipt.rejected) for receipt in receipts),
         shards=tuple(receipt.entry for receipt in receipts),
+        arrays=job.layout.arrays,
     )
 
 

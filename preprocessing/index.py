@@ -19,7 +19,7 @@ from dit_scale.errors import InputError
 from dit_scale.files import full_disk_explained, make_writable_folder, sha256_file
 from dit_scale.kinds import kind_of
 from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE, LatentSpec
-from preprocessing.arrays import Sample, read_array, samples_of
+from preprocessing.arrays import Samples, read_array, samples_of
 from preprocessing.job import STATE_FOLDER
 from preprocessing.sources.archives import tars_of
 from preprocessing.sources.classes import check_counted_from_zero, numbers_up_to
@@ -101,11 +101,11 @@ def _undone(folder: Path, tars: list[Path]) -> Iterator[None]:
         raise
 
 
-def _list(folder: Path, tars: list[Path], description: Description) -> tuple[dict[Path, list[Sample]], ClassNames]:
+def _list(folder: Path, tars: list[Path], description: Description) -> tuple[dict[Path, Samples], ClassNames]:
     """Return each tar's samples and the class names; say what was found, and refuse labels that cannot be meant."""
     left_out = LeftOut()
     found = {tar: samples_of(tar, description.member, left_out) for tar in tars}
-    labels = np.array([sample.label for samples in found.values() for sample in samples], np.int64)
+    labels = np.concatenate([samples.labels for samples in found.values()])
     if not len(labels):
         raise InputError(f"no tar holds a member KEY.{description.member} with a label; give the right --member")
     highest, names = int(labels.max()), description.class_names
@@ -124,7 +124,7 @@ def _list(folder: Path, tars: list[Path], description: Description) -> tuple[dic
 
 
 def _scan(
-    found: dict[Path, list[Sample]], names: ClassNames, autoencoder: Autoencoder, description: Description
+    found: dict[Path, Samples], names: ClassNames, autoencoder: Autoencoder, description: Description
 ) -> Manifest:
     """Read all tars and write their sidecars; return the manifest."""
     scanned = _Scan(autoencoder, description)
@@ -146,7 +146,7 @@ class _Scan:
         self._dtype = ""
         self._sums: LatentSums | None = None
 
-    def shard(self, tar: Path, samples: list[Sample]) -> ShardEntry:
+    def shard(self, tar: Path, samples: Samples) -> ShardEntry:
         """Read one tar and write its sidecar."""
         rows: list[tuple[Any, ...]] = []
         with tar.open("rb") as file:

@@ -27,6 +27,7 @@ from dit_scale.data.statistics import LatentSums
 from dit_scale.documents import Misfit, parsed
 from dit_scale.files import is_from_dead_process, write_json
 from dit_scale.latents import LatentSpec
+from preprocessing.conditions import arrays_of
 from preprocessing.sources import Source
 
 STATE_FOLDER = "encoding"
@@ -101,7 +102,7 @@ class Job:
     @cached_property
     def layout(self) -> RecordLayout:
         """Where the bytes of a record lie."""
-        return RecordLayout(self.mirrors, self.latents.moments_shape)
+        return RecordLayout(self.mirrors, self.latents.moments_shape, arrays_of(self.config))
 
     @property
     def crops(self) -> CropLayout | None:

@@ -1,8 +1,8 @@
 """From decoded images to moments: batches of one size that never reach over a shard's end, one always under way."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from dit_scale.autoencoder import Autoencoder, from_uint8
 from dit_scale.data.shards import Record
 from dit_scale.errors import InputError
+from preprocessing.conditions import Arrays, ReadBeside
 from preprocessing.decoding import Decoded
 from preprocessing.job import Job, Rejection
 
@@ -24,8 +25,10 @@ class _Batch:
     indices: list[int]
     stored: Tensor | None
     """fp16 on the host, [N, M, 2C, h, w]; whole once ``copied`` has happened."""
-    pixels: list[np.ndarray] = field(default_factory=list)
+    pixels: Sequence[np.ndarray] = ()
     """The images, uint8 [S, S, 3]."""
+    arrays: Sequence[Callable[[], Arrays]] = ()
+    """What waits for the arrays that a condition needs of each."""
     copied: torch.cuda.Event | None = None
     reason: str = ""
     """Why there is none."""
@@ -36,6 +39,7 @@ class Encoder:
 
     def __init__(self, job: Job, autoencoder: Autoencoder, device: str):
         self._job, self._autoencoder, self._device = job, autoencoder, device
+        self._beside = ReadBeside(job.source, job.layout.arrays)
 
     def results(self, shards: Iterable[int], images: Iterator[Decoded]) -> Iterator[Result]:
         """Yield a record or a rejection for each image of each shard; shards come one after another."""
@@ -67,6 +71,7 @@ class Encoder:
 
     def _launch(self, indices: list[int], pixels: list[np.ndarray]) -> _Batch:
         """Encode a batch and its mirror images; a batch that is not full is filled up with its last image."""
+        arrays = self._beside.ahead(indices)
         on_gpu = self._device.startswith("cuda")
         full = np.stack(pixels + [pixels[-1]] * (self._job.config.batch_size - len(pixels)))
         host = torch.from_numpy(full).movedim(-1, 1)  # [B, 3, S, S], channels last in memory
@@ -76,10 +81,10 @@ class Encoder:
         stored = torch.empty(moments.shape, dtype=moments.dtype, pin_memory=on_gpu)
         stored.copy_(moments, non_blocking=True)
         if not on_gpu:
-            return _Batch(indices, stored, pixels)
+            return _Batch(indices, stored, pixels, arrays)
         copied = torch.cuda.Event()
         copied.record()
-        return _Batch(indices, stored, pixels, copied)
+        return _Batch(indices, stored, pixels, arrays, copied)
 
     def _collect(self, batch: _Batch) -> Iterator[Result]:
         source = self._job.source
@@ -88,11 +93,12 @@ class Encoder:
             return
         if batch.copied is not None:
             batch.copied.synchronize()
-        for index, moments, image in zip(batch.indices, batch.stored.numpy(), batch.pixels, strict=False):
+        rows = zip(batch.indices, batch.stored.numpy(), batch.pixels, batch.arrays, strict=False)
+        for index, moments, image, arrays in rows:
             if not np.isfinite(moments).all():
                 raise InputError(
                     f"the moments of image '{source.name(index)}' do not fit half precision; give another autoencoder, "
                     f"or autoencoder.precision=fp32"
                 )
             crop = np.ascontiguousarray(image.transpose(2, 0, 1)) if self._job.config.keep_crops else None  # [3, S, S]
-            yield Record(index, source.name(index), source.label(index), moments, crop=crop)
+            yield Record(index, source.name(index), source.label(index), moments, arrays(), crop)

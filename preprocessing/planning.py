@@ -20,13 +20,16 @@ from dit_scale.documents import read_document
 from dit_scale.errors import Failure, InputError
 from dit_scale.files import atomic_write, exclusive_lock, make_writable_folder, write_json
 from dit_scale.latents import LatentSpec
+from preprocessing.conditions import arrays_of, check_beside
 from preprocessing.decoding import Decoder, open_decoder
 from preprocessing.job import STATE_FOLDER, Job
 from preprocessing.sources import Source, list_source, root_of
 from preprocessing.transforms import CENTRE_CROP
 
 PLAN_VERSION = 1
-_CLASS_NAMES, _KEEP_CROPS = "class_names", "keep_crops"
+_CLASS_NAMES = "class_names"
+_ABSENT: dict[str, Any] = {"condition": None, "keep_crops": False}
+"""What a plan means that does not say so."""
 _PLAN, _LISTING, _LOCK = "plan.json", "source.npy", "lock"
 CONFIG = "config.yaml"
 """The settings of the last encode, for a repair; not compared, since paths may change."""
@@ -43,7 +46,9 @@ def prepare(config: EncodeConfig) -> Job:
     state = Path(config.output) / STATE_FOLDER
     with _undone_if_refused(state):
         make_writable_folder(state, "output folder")
+        arrays = arrays_of(config)
         source = list_source(config.source)  # before the lock: elements of an array list at the same time
+        check_beside(source, arrays)
         with exclusive_lock(state / _LOCK, "{holder} does not end preparing the encoding; stop it", _PATIENCE_SECONDS):
             state.mkdir(parents=True, exist_ok=True)  # who held the lock before may have been refused
             job = _prepare(config, source)
@@ -119,15 +124,20 @@ def _settings(config: EncodeConfig) -> dict[str, Any]:
     if Path(config.autoencoder.name).is_dir():
         settings["name"] = Path(config.autoencoder.name).resolve().name
     settings = {key: value for key, value in settings.items() if key not in unused_names(config.autoencoder)}
-    return {
-        "version": PLAN_VERSION,
-        "image_size": config.image_size,
-        "transform": CENTRE_CROP + ("-exif" if config.source.exif_rotation else ""),
-        "mirrors": config.mirrors,
-        "shard_records": config.shard_records,
-        "batch_size": config.batch_size,
-        "autoencoder": json.loads(json.dumps(settings)),
-    } | ({_KEEP_CROPS: True} if config.keep_crops else {})
+    arrays = [asdict(array) for array in arrays_of(config)]  # none in plans of labels alone, as before there were any
+    return (
+        ({"condition": config.condition, "arrays": json.loads(json.dumps(arrays))} if arrays else {})
+        | {
+            "version": PLAN_VERSION,
+            "image_size": config.image_size,
+            "transform": CENTRE_CROP + ("-exif" if config.source.exif_rotation else ""),
+            "mirrors": config.mirrors,
+            "shard_records": config.shard_records,
+            "batch_size": config.batch_size,
+            "autoencoder": json.loads(json.dumps(settings)),
+        }
+        | ({"keep_crops": True} if config.keep_crops else {})
+    )
 
 
 class _Latents(TypedDict):
@@ -157,7 +167,7 @@ def _check_same(config: EncodeConfig, plan: dict[str, Any], found: dict[str, Any
     """Raise InputError naming the first thing in which the folder's plan differs."""
     if found is None:
         return
-    mine, theirs = (dict(_flat(one)) | {_KEEP_CROPS: one.get(_KEEP_CROPS, False)} for one in (plan, found))
+    mine, theirs = (dict(_flat(_ABSENT | one)) for one in (plan, found))
     for key, ours in mine.items():
         if theirs.get(key) != ours:
             way_back = (

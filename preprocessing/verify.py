@@ -121,19 +121,27 @@ def _sampled_damage(folder: Path, manifest: Manifest, shard: ShardEntry) -> str 
         chosen = np.unique(np.linspace(0, shard.records - 1, _SAMPLED_RECORDS).astype(np.int64))
         if manifest.container == "tar" and (wrong := _wrong_header(folder / shard.file, opened, chosen)):
             return wrong
-        for mirror in range(manifest.mirrors):
-            buffers = np.empty((len(chosen), opened.row_bytes()), np.uint8)
-            damaged = opened.read(chosen, np.full(len(chosen), mirror), buffers, verify=True)
-            if damaged:
-                return damaged[min(damaged)]
-        if manifest.crops:
-            crops = np.empty((len(chosen), math.prod(manifest.crops.shape)), np.uint8)
-            return next(iter(opened.read_crops(chosen, crops, verify=True).values()), None)
-        return None
+        return next(_damage_among(chosen, opened, manifest), None)
     except InputError as error:
         return str(error)
     finally:
         storage.close()
+
+
+def _damage_among(records: npt.NDArray[np.int64], opened: ShardFolder, manifest: Manifest) -> Iterator[str]:
+    """Yield how records are damaged: their moments, arrays and crops."""
+
+    def buffers(num_bytes: int) -> npt.NDArray[np.uint8]:
+        return np.empty((len(records), num_bytes), np.uint8)
+
+    for mirror in range(manifest.mirrors):
+        mirrors = np.full(len(records), mirror)
+        yield from opened.read(records, mirrors, buffers(opened.row_bytes()), verify=True).values()
+    for array in manifest.arrays:
+        yield from opened.read_array(array.name, records, buffers(array.num_bytes), verify=True).values()
+    if manifest.crops:
+        crop_bytes = math.prod(manifest.crops.shape)
+        yield from opened.read_crops(records, buffers(crop_bytes), verify=True).values()
 
 
 def _wrong_header(path: Path, opened: ShardFolder, records: npt.NDArray[np.int64]) -> str | None:

@@ -5,6 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dit_scale.diffusion import guided, with_null
+from dit_scale.diffusion.losses import LabelledDenoiser
+from dit_scale.models import DiT
+
 
 def fill(network: nn.Module, std: float) -> None:
     """Draw every trained weight anew (adaLN-Zero starts with many at zero, which hides mistakes)."""
@@ -28,3 +32,10 @@ def kept_bytes(network: nn.Module, forward: Callable[[], Tensor]) -> int:
         output = forward()
     assert output.requires_grad  # and so keeps all that was noted
     return sum(storages.values())
+
+
+def guided_by_null(model: DiT, label: Tensor, cfg_scale: float) -> LabelledDenoiser:
+    """Return a model under labels [N], with classifier-free guidance on three channels."""
+    nulls = model.condition.nulls(label)
+    assert nulls is not None
+    return guided(lambda noised, time: model(noised, time, label), with_null(model, label, nulls), cfg_scale)

@@ -46,10 +46,10 @@ OTHERS_OPTIONS = {
 
 EXCEPTIONS = {
     ("dit_scale.autoencoder.base", "image_size"): "only encode asks for the size of a latent",
-    ("dit_scale.conditioning", "model.condition"): "of a run that is read, whose configuration was checked before",
     ("dit_scale.config.loading", "data.path"): "an example of how a setting is written",
     ("dit_scale.config.training", "data.held_out_fraction"): "sample checks settings of its own, not a run's",
     ("dit_scale.config.training", "diffusion.num_timesteps"): "the same",
+    ("dit_scale.config.training", "model.condition"): "the same",
     ("dit_scale.config.training", "model.label_dropout"): "the same",
     ("dit_scale.config.training", "validation.every_steps"): "the same",
     ("dit_scale.data.dataset", "data.held_out_fraction"): "inspect opens a folder whole",

@@ -116,6 +116,8 @@ def test_encoding_is_measured_stage_by_stage(tmp_path: Path, capsys: pytest.Capt
     [
         (["encode", "quickstart-encode", "source.path=/images"], "'source.path=/images' has no place here"),
         (["encode", "autoencoder.nam=pca"], "did you mean 'name'"),
+        (["step", "train.steps=3"], "setting 'train.steps=3' has no place in a benchmark of the network"),
+        (["step", "routing.ratio=0.5", "routing.to_blok=3"], "did you mean 'to_block'"),
         (["data", "/nowhere"], "'/nowhere' does not exist"),
         (["data", "--json", "/proc/report.json"], "the folder of the report '/proc' cannot be written to"),
     ],
@@ -161,13 +163,27 @@ def test_a_step_is_measured_beside_a_plain_one_of_the_same_weights(tmp_path: Pat
         assert report["kernels"][name]["matrix products"] > 0.0
 
 
+def test_a_routed_step_is_measured_beside_the_same_without_routing(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    small = ["--model", "DiT-S/8", "--image-size", "128", "--batch-size", "2", "--rounds", "1", "--json", out]
+    run(["bench", "step", *small, "model.hidden_size=48", "routing.ratio=0.75", "routing.fill=learnt"])
+    report = json.loads(out.read_text())
+    assert list(report["seconds"]) == ["dit_scale", "without routing"]
+    assert report["speedup"]["without routing"]["median"] > 0.0
+    assert report["settings"]["model"]["hidden_size"] == 48
+    assert report["settings"]["routing"]["ratio"] == 0.75
+
+
 def test_sampling_is_measured_beside_a_plain_one_that_draws_the_same(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     small = ["--model", "DiT-S/8", "--image-size", "128", "--batch-size", "2", "--num-sampling-steps", "5"]
-    main(["bench", "sample", *small, "--rounds", "1", "--peer-path", str(PLAIN), "--json", str(out)])
+    guides = ["--guide-by", "early", "--peer-path", str(PLAIN)]
+    main(["bench", "sample", *small, "--rounds", "1", *guides, "--json", str(out)])
     report = _report(out)
     assert report["latent_difference"]["plain"] < 1e-4
     assert report["speedup"]["plain"]["median"] > 0.0
+    assert set(report["seconds"]) == {"dit_scale", "dit_scale, guide_by early", "plain"}
+    assert report["against_null"]["dit_scale, guide_by early"]["median"] > 0.0
 
 
 def test_attention_kernels_are_timed_or_say_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,9 +198,11 @@ def test_attention_kernels_are_timed_or_say_why_not(tmp_path: Path, capsys: pyte
 
 def test_steps_are_fed_from_shards_beside_a_batch_in_memory(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
-    run(["bench", "feed", "--model", "DiT-S/8", "--batch-size", "2", "--steps", "1", "--rounds", "1", "--json", out])
+    small = ["--model", "DiT-S/8", "--batch-size", "2", "--steps", "1", "--rounds", "1"]
+    run(["bench", "feed", *small, "--kernels", "off", "--json", out])
     report = json.loads(out.read_text())
     assert len(report["seconds"]) == 2
+    assert report["engine"]["kernels"] == "off"
     assert report["ratio"]["median"] > 0.0
 
 

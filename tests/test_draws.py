@@ -83,3 +83,22 @@ def test_draws_stay_what_they_were() -> None:
     torch.testing.assert_close(
         draws.normal(3, Stream.STEP_NOISE, positions[:2], (2,), counter_offset=5), torch.tensor(later)
     )
+
+
+def test_subsets_are_all_as_likely_and_rising_and_of_the_position_alone() -> None:
+    drawn = draws.subset(3, Stream.ROUTING, POSITIONS, 6, 2)
+    assert drawn.dtype == torch.int64
+    assert (drawn[:, 1] > drawn[:, 0]).all()
+    counts = torch.bincount(drawn[:, 0] * 6 + drawn[:, 1], minlength=36)
+    counts = counts[counts > 0]
+    expected = len(POSITIONS) / 15
+    assert len(counts) == 15
+    assert ((counts - expected).square() / expected).sum() < 36.0  # chi square with 14 degrees: 36.1 at 0.1 %
+    shuffled = POSITIONS[torch.randperm(len(POSITIONS))]
+    assert torch.equal(draws.subset(3, Stream.ROUTING, shuffled, 6, 2), drawn[shuffled])
+    assert torch.equal(draws.subset(3, Stream.ROUTING, POSITIONS[:3], 6, 6), torch.arange(6).expand(3, 6))
+
+
+def test_subsets_stay_what_they_were() -> None:
+    drawn = draws.subset(3, Stream.ROUTING, torch.tensor([0, 1, 2**40]), 16, 4)
+    assert drawn.tolist() == [[5, 8, 9, 10], [1, 3, 5, 11], [0, 2, 7, 8]]

@@ -15,6 +15,7 @@ from dit_scale.models import DiT
 from dit_scale.models.kernel_timing import AttentionShape, backend_of_training
 from dit_scale.parameters import DTYPES, num_trained
 from dit_scale.training.loss import LossFunction
+from dit_scale.training.routing import TokenDraws
 from dit_scale.training.state import TrainingState
 from dit_scale.training.step import compute_gradient
 from dit_scale.zero.batches import plan_batches
@@ -37,10 +38,13 @@ class Loop:
         micro_batch_size: int,
         world: World,
         device: str,
+        routing: TokenDraws | None = None,
     ):
         train = TrainSection(global_batch_size=batch_size, micro_batch_size_per_gpu=micro_batch_size)
         self.plan = plan_batches(train, world.world_size)
-        self.loss_function = LossFunction(build_objective("gaussian"), latents, 0, 0.1, model.condition)
+        self.loss_function = LossFunction(
+            build_objective("gaussian"), latents, 0, 0.1, model.condition, routing=routing
+        )
         self.num_parameters = num_trained(model)
         if device.startswith("cuda") and engine.kernels == "auto":  # as a run settles it
             shape, dtype = AttentionShape.of(model, micro_batch_size), DTYPES[engine.precision]

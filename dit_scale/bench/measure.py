@@ -44,6 +44,11 @@ class Spread:
         return f"{self.median:.3g} ({self.least:.3g}-{self.most:.3g})"
 
 
+def what_seconds_are(device: str) -> str:
+    """Return, for a report, what ``Cost.seconds`` is on a device."""
+    return "CPU seconds of all threads" if device == "cpu" else "seconds between events on the GPU"
+
+
 def cost_of(action: Callable[[], object]) -> Cost:
     """Run an action and return what it took, until a GPU that is in use has done its part."""
     gc.collect()  # what others left behind is not this one's

@@ -2,16 +2,19 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dit_scale.bench.loop import CLASSES
 from dit_scale.errors import InputError
+from dit_scale.latents import LatentSpec
 
 _MODULES = ("models", "diffusion")
 
@@ -117,7 +120,25 @@ class PeerLoop:
         return self._peer.parts(self._latent, self._label)
 
 
-def check_layout(path: Path) -> None:
+@dataclass(frozen=True)
+class Peers:
+    """The checkouts to measure beside ours; raises InputError where one is laid out otherwise."""
+
+    paths: Sequence[Path]
+    precision: str
+    """``fp32``, or ``bf16`` by autocast."""
+
+    def __post_init__(self) -> None:
+        """Check at the door, before anything is measured."""
+        for path in self.paths:
+            _check_layout(path)
+
+    def build(self, path: Path, model_name: str, latents: LatentSpec, weights: dict[str, Tensor], device: str) -> Peer:
+        """Return one of them with our weights."""
+        return Peer(path, model_name, latents.size, CLASSES, weights, device, self.precision)
+
+
+def _check_layout(path: Path) -> None:
     """Raise InputError where a folder is not laid out as facebookresearch/DiT is."""
     if not (path / "models.py").is_file() or not (path / "diffusion").is_dir():
         raise InputError(
@@ -129,7 +150,7 @@ def check_layout(path: Path) -> None:
 @contextmanager
 def _importable(path: Path) -> Iterator[tuple[Any, Any]]:
     """Give a checkout's own modules, without leaving their general names in the way of others."""
-    check_layout(path)
+    _check_layout(path)
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in _MODULES}
     for name in before:
         del sys.modules[name]

@@ -85,7 +85,20 @@ def reconstruct(checkpoint: Checkpoint, width: float) -> dict[str, Tensor]:
     for (source, kind, _), weight in zip(kept, coefficients([profile for *_, profile in kept], wanted), strict=True):
         for name, value in source.whole(kind).items():
             result[name].add_(value, alpha=float(weight))
+    newest, newest_kind, _ = kept[0]
+    for name in _never_trained(kept):
+        result[name] = newest.read(newest_kind, name, 0, result[name].numel()).view(result[name].shape)
     return {name: value.float() for name, value in result.items()}
+
+
+def _never_trained(kept: Sequence[tuple[Checkpoint, str, Profile]]) -> set[str]:
+    """Return the names of weights whose bits no update has changed: combined, they would come out rounded."""
+    seen: dict[str, set[str]] = {}
+    for source, kind, _ in kept:
+        for digests in (source.content_digests[kind], source.content_digests["master"]):
+            for name, digest in digests.items():
+                seen.setdefault(name, set()).add(digest)
+    return {name for name, digests in seen.items() if len(digests) == 1}
 
 
 def weights_of(checkpoint: Checkpoint, kind: str) -> dict[str, Tensor]:

@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dit_scale.cli.arguments import new_file, number, positive, refuse_given
 from dit_scale.errors import InputError
+
+if TYPE_CHECKING:
+    from dit_scale.config import Config
 
 
 def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
@@ -25,6 +29,7 @@ def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
 def _add_bench_step(benchmarks) -> None:  # type: ignore[no-untyped-def]
     text = "A whole training step (forward, backward, update, EMA) under DeepSpeed, beside another code's."
     command = benchmarks.add_parser("step", help="a training step, beside a peer's", description=text)
+    _add_network_settings(command, ", beside the same without routing")
     _add_model_options(command, batch_size=16)
     _add_peer(command)
     command.add_argument(
@@ -53,9 +58,17 @@ def _add_bench_step(benchmarks) -> None:  # type: ignore[no-untyped-def]
 def _add_bench_sample(benchmarks) -> None:  # type: ignore[no-untyped-def]
     text = "DDIM with guidance, beside another code's, from the same weights and noise."
     command = benchmarks.add_parser("sample", help="sampling, beside a peer's", description=text)
+    _add_network_settings(command)
     _add_model_options(command, batch_size=8)
     _add_peer(command)
     command.add_argument("--num-sampling-steps", type=positive, default=10, metavar="N", help="(default %(default)s)")
+    command.add_argument(
+        "--guide-by",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="guide by this weaker model, too, such as early, beside the null label; may be given several times",
+    )
     _add_kernels(command)
     _add_bench_options(command, rounds=5)
     command.set_defaults(run=_bench_sample)
@@ -74,6 +87,7 @@ def _add_bench_feed(benchmarks) -> None:  # type: ignore[no-untyped-def]
     command = benchmarks.add_parser("feed", help="steps from shards against one batch in memory", description=text)
     _add_model_options(command, batch_size=16)
     command.add_argument("--steps", type=positive, default=4, metavar="N", help="a round (default %(default)s)")
+    _add_kernels(command)
     _add_bench_options(command, rounds=5)
     command.set_defaults(run=_bench_feed)
 
@@ -102,6 +116,26 @@ def _add_model_options(command: argparse.ArgumentParser, batch_size: int) -> Non
     command.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help="(default %(default)s)")
     command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
     command.add_argument("--compile", action="store_true", help="compile each block")
+
+
+def _add_network_settings(command: argparse.ArgumentParser, more: str = "") -> None:
+    command.add_argument(
+        "settings",
+        metavar="key.sub=value",
+        nargs="*",
+        help=f"model.… and routing.…, such as model.hidden_size=192 routing.ratio=0.5{more}",
+    )
+
+
+def _network_of(options: argparse.Namespace) -> "Config":
+    """Return a configuration in which model and routing are what the options say."""
+    from dit_scale.config import Config, load_config
+
+    for word in options.settings:
+        if not word.startswith(("model.", "routing.")):
+            raise InputError(f"setting '{word}' has no place in a benchmark of the network; give model.… or routing.…")
+    asked = [f"model.name={options.model}", *options.settings]
+    return load_config(Config, None, ["run_dir=none", "data.path=none", *asked])
 
 
 def _add_kernels(command: argparse.ArgumentParser) -> None:
@@ -176,6 +210,7 @@ def _add_bench_options(command: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def _bench_step(options: argparse.Namespace) -> None:
+    from dit_scale.bench.peer import Peers
     from dit_scale.bench.step import bench_step
     from dit_scale.config import EngineConfig
 
@@ -191,12 +226,11 @@ def _bench_step(options: argparse.Namespace) -> None:
         kernels=options.kernels,
     )
     bench_step(
-        options.model,
+        _network_of(options),
         options.image_size,
         options.batch_size,
         engine,
-        options.peer_path,
-        options.peer_precision,
+        Peers(options.peer_path, options.peer_precision),
         options.without_deepspeed,
         options.rounds,
         options.json,
@@ -204,17 +238,18 @@ def _bench_step(options: argparse.Namespace) -> None:
 
 
 def _bench_sample(options: argparse.Namespace) -> None:
+    from dit_scale.bench.peer import Peers
     from dit_scale.bench.sample import bench_sample
     from dit_scale.config import EngineConfig
 
     bench_sample(
-        options.model,
+        _network_of(options),
         options.image_size,
         options.batch_size,
         options.num_sampling_steps,
         EngineConfig(precision=options.precision, compile=options.compile, kernels=options.kernels),
-        options.peer_path,
-        options.peer_precision,
+        Peers(options.peer_path, options.peer_precision),
+        [guide for guide in options.guide_by if guide != "null"],
         options.rounds,
         options.json,
     )
@@ -234,7 +269,7 @@ def _bench_feed(options: argparse.Namespace) -> None:
 
     if options.image_size != 256:
         raise InputError(f"--image-size {options.image_size} has no shards made for it; leave it at 256")
-    engine = EngineConfig(precision=options.precision, compile=options.compile)
+    engine = EngineConfig(precision=options.precision, compile=options.compile, kernels=options.kernels)
     bench_feed(options.model, options.batch_size, engine, options.steps, options.rounds, options.json)
 
 

@@ -79,7 +79,7 @@ def _sample(options: argparse.Namespace) -> None:
     words = [word.strip() for word in options.classes.split(",") if word.strip()]
     how = (options.precision, options.compile, options.kernels)
     sampler, world = start(options.path, options.weights, options.decoder, *how)
-    classes = sampler.class_names.asked_for(words, options.class_names)
+    classes = sampler.classes_asked_for(words, options.class_names)
     if axes:
         labels = sampler.labels_of(classes, options.num_samples, config.seed if options.random_classes else None)
         draw_sheet(sampler, settings, labels, axes, options.out, world)

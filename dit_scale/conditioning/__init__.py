@@ -11,10 +11,10 @@ CONDITIONS: dict[str, type[Condition]] = {"label": Labels, "none": Unconditional
 """By what ``model.condition`` calls them."""
 
 
-def condition_named(name: str) -> type[Condition]:
-    """Return a kind of condition; raises InputError where none has this name."""
+def condition_named(name: str, key: str = "model.condition") -> type[Condition]:
+    """Return a kind of condition; raises InputError, which names ``key``, where none has this name."""
     if name not in CONDITIONS:
-        raise InputError(f"model.condition {name!r} is unknown{nearest(name, CONDITIONS)}")
+        raise InputError(f"{key} {name!r} is unknown{nearest(name, CONDITIONS)}")
     return CONDITIONS[name]
 
 

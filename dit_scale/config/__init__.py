@@ -5,8 +5,9 @@ from dit_scale.config.checking import refuse_unused, unused_names, used
 from dit_scale.config.describing import describe
 from dit_scale.config.encoding import AutoencoderConfig, EncodeConfig, SourceConfig
 from dit_scale.config.loading import config_from, get, load_config, load_options, resolved, to_yaml
-from dit_scale.config.model import DiffusionConfig, ModelConfig
+from dit_scale.config.model import OF_TRAINING, DiffusionConfig, ModelConfig
 from dit_scale.config.options import add_options, read_options_of
+from dit_scale.config.routing import RoutingConfig
 from dit_scale.config.sampling import EvaluationConfig, PreviewConfig, SampleConfig, SamplingConfig
 from dit_scale.config.training import (
     FIXED_FOR_A_RUN,
@@ -23,6 +24,7 @@ from dit_scale.config.training import (
 
 __all__ = [
     "FIXED_FOR_A_RUN",
+    "OF_TRAINING",
     "AlignmentConfig",
     "AutoencoderConfig",
     "CheckpointConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "PreviewConfig",
+    "RoutingConfig",
     "SampleConfig",
     "SamplingConfig",
     "SourceConfig",

@@ -98,7 +98,9 @@ def _unused(
 def _broken(section: Any, entry: Field[Any]) -> Iterator[When]:
     """Yield the conditions of a field that do not hold: its own, and its section's."""
     for condition in (entry.metadata.get("only_if"), getattr(section, "only_if", None)):
-        if condition is not None and condition.name != entry.name and not condition.holds(section):
+        if condition is None or condition.name == entry.name or getattr(section, entry.name) in condition.spared:
+            continue
+        if not condition.holds(section):
             yield condition
 
 

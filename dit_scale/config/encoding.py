@@ -82,6 +82,8 @@ class EncodeConfig:
     """Store moments of the image and of its mirror image (horizontal flip), or of the image alone."""
     keep_crops: bool = False
     """Keep each cropped image, uint8, beside its latent, for training that looks at it (alignment)."""
+    condition: str | None = None
+    """Store what this model.condition reads, too, from NAME.ARRAY.npy beside NAME.jpg; null stores labels alone."""
     shard_records: int = number(4096, at_least=1)
     """Records a shard."""
     batch_size: int = number(32, at_least=1)

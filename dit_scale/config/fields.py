@@ -64,6 +64,8 @@ class When:
     """Instead of these lists: whether a value is one."""
     words: str = ""
     """What to give, where there is a test."""
+    spared: tuple[Any, ...] = ()
+    """Values of the field itself that have an effect whatever the other one is."""
 
     def holds(self, section: Any) -> bool:
         """Return whether the section's choice is among them."""
@@ -89,9 +91,9 @@ class When:
         )
 
 
-def when(name: str, *values: Any) -> When:
-    """Say that a field has an effect with these values of another one of its section."""
-    return When(name, values)
+def when(name: str, *values: Any, spared: tuple[Any, ...] = ()) -> When:
+    """Say that a field, but for its own values that are spared, has an effect with these values of another one."""
+    return When(name, values, spared=spared)
 
 
 def unless(name: str, *values: Any) -> When:

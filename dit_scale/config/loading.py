@@ -1,5 +1,6 @@
 """Settings from a YAML file and ``key.sub=value`` overrides, checked; one sentence for each mistake."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
@@ -28,8 +29,9 @@ T = TypeVar("T")
 _INTERPOLATION = (InterpolationResolutionError, UnsupportedInterpolationType)
 _NO_INTERPOLATION = "write \\${ for these characters themselves"
 _FILE, _COMMAND_LINE = 1, 2
-_MARK = "dit_scale"
-"""Begins a comment at the head of a file that this program wrote, in which every setting stands."""
+_MARK = "dit_scale: every setting"
+_MARKS = re.compile(rf"# ({_MARK}|dit_scale \d\S*)")
+"""A comment at the head of a file that this program wrote, in which every setting stands; or there its version."""
 
 
 def load_config(
@@ -37,16 +39,17 @@ def load_config(
 ) -> T:
     """Return ``schema`` filled from a YAML file and ``key.sub=value`` overrides, later ones winning.
 
-    ``is_stored`` says that this program wrote the file, in which what has no effect may stand. Raises InputError for a
-    missing file, an unknown key (naming the nearest), a value of the wrong type or out of range, a key that has no
-    effect with the others, or a mandatory key that nobody gave.
+    ``is_stored`` says that this program wrote the file, in which what has no effect may stand, as in a run folder's own
+    config.yaml: an older version may have taken it. Raises InputError for a missing file, an unknown key (naming the
+    nearest), a value of the wrong type or out of range, a key that has no effect with the others, or a mandatory key
+    that nobody gave.
     """
     parts: list[Any] = []
     given: dict[str, int] = {}
     if path is not None:
         text, part = _read_file(Path(path), schema)
         parts.append(part)
-        if not is_stored:
+        if not (is_stored or (_is_resolved(text) and _lies_in_a_run(Path(path)))):
             given = dict.fromkeys(changed(_filled(schema, parts)) if _is_resolved(text) else _keys(_plain(part)), _FILE)
     for override in overrides or []:
         if not is_override(override):
@@ -97,7 +100,7 @@ def resolved(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
-def to_yaml(config: Any, head: Iterable[str] = (f"{_MARK}: every setting",)) -> str:
+def to_yaml(config: Any, head: Iterable[str] = (_MARK,)) -> str:
     """Return a configuration as YAML that ``load_config`` reads back to an equal one.
 
     A comment of the head must begin with ``dit_scale``, which tells that what has no effect may stand at its default.
@@ -140,7 +143,11 @@ def _filled(schema: type[T], parts: list[Any]) -> T:
 def _is_resolved(text: str) -> bool:
     """Return whether a file begins with this program's mark among its comments."""
     head = takewhile(lambda line: line.startswith("#"), text.splitlines())
-    return any(line.startswith(f"# {_MARK}") for line in head)
+    return any(map(_MARKS.fullmatch, head))
+
+
+def _lies_in_a_run(path: Path) -> bool:
+    return path.name == "config.yaml" and path.with_name("checkpoints").is_dir()
 
 
 def _read_file(path: Path, schema: type) -> tuple[str, Any]:

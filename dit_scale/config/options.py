@@ -36,7 +36,7 @@ def read_options_of(schema: type[T], options: argparse.Namespace, *, are_all: bo
     for entry in fields(schema):  # type: ignore[arg-type]
         value, kind = getattr(options, entry.name), get_origin(unwrap(entry.type)[0])
         if value is not None and kind is dict:
-            given[entry.name] = dict(_pair(text, _flag(f"{entry.name}.")) for text in value)
+            given[entry.name] = _pairs(value, _flag(f"{entry.name}."))
         elif value is not None:
             given[entry.name] = value.strip("[]").split(",") if kind is tuple else value
     return load_options(schema, given, _flag, are_all=are_all)
@@ -47,6 +47,16 @@ def _flag(key: str) -> str:
     name, dot, entry = key.partition(".")
     option = f"--{name.replace('_', '-')}"
     return f"{option.removesuffix('s')} {entry}" if dot else option
+
+
+def _pairs(texts: list[str], flag: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, value = _pair(text, flag)
+        if name in found:
+            raise InputError(f"{flag}{name} is given twice, as {found[name]} and as {value}; give it once")
+        found[name] = value
+    return found
 
 
 def _pair(text: str, flag: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_scale.config.fields import SEEDS, Spell, When, number, unless
+from dit_scale.config.fields import SEEDS, Spell, When, number, setting, unless
 from dit_scale.errors import InputError
 
 _GUIDED = unless("cfg_scale", 1.0)
@@ -18,9 +18,11 @@ class SamplingConfig:
     num_sampling_steps: int = number(50, at_least=1)
     """Steps of the solver, one fewer than the points of SiT's ODE."""
     solver_options: dict[str, float] = number({})
-    """What the solver has beside: ddim eta; flows time_shift; dopri5 tolerance; sde diffusion_norm, last_step_size."""
+    """Of the solver: ddim eta; flows time_shift, end_time; dopri5 tolerance; sde diffusion_norm, last_step_size."""
     cfg_scale: float = number(1.0, at_least=0)
     """Guidance; 1 is none."""
+    guide_by: str | None = setting(None, only_if=_GUIDED)
+    """The weaker model: null (no label), early (model.early_block), routed or dropped (routing), or a run's PATH."""
     guidance_channels: int | None = number(None, at_least=1, only_if=_GUIDED)
     """Guide the first channels only (published DiT: 3); null guides all."""
     guidance_interval: tuple[float, float] = number((0.0, 1.0), at_least=0, at_most=1, only_if=_GUIDED)

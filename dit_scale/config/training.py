@@ -9,6 +9,7 @@ from omegaconf import MISSING
 from dit_scale.config.alignment import AlignmentConfig
 from dit_scale.config.fields import SEEDS, Spell, number, setting, shown, unless, when, when_true
 from dit_scale.config.model import DiffusionConfig, ModelConfig
+from dit_scale.config.routing import RoutingConfig
 from dit_scale.config.sampling import EvaluationConfig, PreviewConfig
 from dit_scale.errors import InputError
 
@@ -238,6 +239,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainSection = field(default_factory=TrainSection)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -256,13 +258,16 @@ class Config:
                 f"validation.every_steps={self.validation.every_steps} needs held-out records, but none are; give "
                 f"data.held_out_fraction, such as 0.01, or validation.every_steps=0"
             )
+        if not self.model.early_block and self.diffusion.early_weight != DiffusionConfig.early_weight:
+            raise InputError(
+                f"diffusion.early_weight={self.diffusion.early_weight:g} has no effect with model.early_block=0; leave "
+                f"it out, or give model.early_block above 0"
+            )
         for name in ("preview", "evaluation"):
             section: PreviewConfig | EvaluationConfig = getattr(self, name)
-            if section.every_steps and section.cfg_scale != 1 and not self.model.label_dropout:
-                raise InputError(
-                    f"{name}.cfg_scale={section.cfg_scale} guides, but model.label_dropout=0 leaves no null label to "
-                    f"guide with; give {name}.cfg_scale=1"
-                )
+            is_by_null = section.every_steps and section.cfg_scale != 1 and section.guide_by is None
+            if is_by_null and (without := self._without_null()):
+                raise InputError(f"{name}.cfg_scale={section.cfg_scale} guides, but {without}; give {name}.cfg_scale=1")
             most = self.diffusion.num_timesteps
             if section.every_steps and section.num_sampling_steps > most and self.diffusion.name == "gaussian":
                 raise InputError(
@@ -270,11 +275,20 @@ class Config:
                     f"give {most} or less"
                 )
 
+    def _without_null(self) -> str:
+        """Return why there is no null with which guidance compares, or nothing where there is one."""
+        if self.model.condition == "none":
+            return "model.condition=none leaves nothing to guide by"
+        return "" if self.model.label_dropout else "model.label_dropout=0 leaves no null label to guide with"
+
 
 FIXED_FOR_A_RUN = (
     "seed",
     *(f"model.{entry.name}" for entry in fields(ModelConfig) if entry.name != "attention"),
     "diffusion",
+    "routing.from_block",
+    "routing.to_block",
+    "routing.fill",
     *(f"alignment.{entry.name}" for entry in fields(AlignmentConfig) if entry.name != "weight"),
     "data.mirror",
     "data.held_out_fraction",

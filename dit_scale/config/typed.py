@@ -7,6 +7,7 @@ the field decides. What is not text to the field and looks right is left to Omeg
 import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
@@ -95,6 +96,11 @@ def _text(value: str) -> ScalarNode:
     return ScalarNode(_TEXT, value, style='"')
 
 
+def _from_home(text: str) -> str:
+    """Return text that begins with ``~/`` with the home folder for it: a shell sees to this in few places."""
+    return str(Path(text).expanduser()) if text.startswith("~/") else text
+
+
 def _nested(names: list[str], node: Node) -> Node:
     for name in reversed(names):
         node = MappingNode(_MAPPING, [(_text(name), node)])
@@ -177,7 +183,7 @@ def _typed_mapping(node: MappingNode, kind: Any, key: str, spell: Spell, metadat
             value = _typed(value, of, where, spell, known[name].metadata if name in known else None)
         elif kind not in (Any, None):
             value = _typed(value, element(kind), where, spell, metadata)
-        pairs.append((_text(name), value))
+        pairs.append((_text(name if known else _from_home(name)), value))
     return MappingNode(node.tag, pairs)
 
 
@@ -218,7 +224,7 @@ def _typed_scalar(node: ScalarNode, inner: Any, is_optional: bool, kind: Any, ke
     if node.tag == _NULL:
         raise refusal(key, text, kind, metadata)
     if inner is str or inner is Any:
-        return _text(text)
+        return _text(_from_home(text))
     if is_choice(inner):
         text = metadata.get("retired", {}).get(text, text)
         if text not in map(str, get_args(inner)):

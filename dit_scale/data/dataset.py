@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,14 +87,19 @@ class LatentDataset:
         instead of the label. ``with_crops`` also reads the images that became the latents, which ``encode`` has kept.
         """
         weights = dict(path) if isinstance(path, Mapping) else {str(path): 1.0}
-        folders = [ShardFolder.open(place, cache, cache_bytes, patience_seconds) for place in weights]
-        mixture = mix({place: folder.manifest for place, folder in zip(weights, folders, strict=True)}, class_names)
-        if stored is not None:
-            for folder in folders:
-                folder.check_holds(stored)
-        for folder in folders if with_crops else ():
-            folder.prepare_crops()
-        return cls(folders, mixture, list(weights.values()), held_out_fraction, stored, with_crops)
+        with ExitStack() as opened:
+            folders = []
+            for place in weights:
+                folders.append(ShardFolder.open(place, cache, cache_bytes, patience_seconds))
+                opened.callback(folders[-1].close)
+                if stored is not None:
+                    folders[-1].check_holds(stored)
+                if with_crops:
+                    folders[-1].prepare_crops()
+            mixture = mix({place: folder.manifest for place, folder in zip(weights, folders, strict=True)}, class_names)
+            dataset = cls(folders, mixture, list(weights.values()), held_out_fraction, stored, with_crops)
+            opened.pop_all()  # closed by the dataset from here on
+        return dataset
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -37,6 +37,8 @@ class GaussianDiffusion:
     """What the network predicts: ``epsilon``, ``v`` or ``x0``."""
     learn_sigma: bool = True
     """Whether the network's output has C more channels, that say where in its range each variance lies."""
+    min_snr_gamma: float = 0.0
+    """Signal-to-noise ratio at which the weights of ``mse`` are clipped (arXiv 2303.09556); 0 weighs all alike."""
 
     solvers: ClassVar[tuple[str, ...]] = ("ddpm", "ddim", "dpm-solver++")
     default_solver: ClassVar[str] = "ddpm"
@@ -45,6 +47,8 @@ class GaussianDiffusion:
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise InputError(f"prediction {self.prediction!r} is unknown{nearest(self.prediction, PREDICTIONS)}")
+        if self.min_snr_gamma < 0:
+            raise InputError(f"min_snr_gamma {self.min_snr_gamma:g} is below 0; 5 is the published value, 0 is none")
         _ = self.noise_schedule  # an unknown schedule is refused here, not at the first step
 
     @cached_property
@@ -77,6 +81,8 @@ class GaussianDiffusion:
         noised = at.alpha * latent + at.sigma * noise  # DDPM, eq. 4
         prediction, range_logits = self.split_output(denoiser(noised, time), latent.shape[1])
         mse = sample_mean((self._target(latent, noise, at) - prediction) ** 2)  # [N]
+        if self.min_snr_gamma:
+            mse = self._min_snr_weight(at) * mse
         if range_logits is None:
             return {"mse": Term(mse)}
         # The bound teaches the variance alone: its mean is cut from the graph (section 3.1).
@@ -119,6 +125,22 @@ class GaussianDiffusion:
                 return at.alpha * noise - at.sigma * latent
             case _:
                 return latent
+
+    def _min_snr_weight(self, at: Tables) -> Tensor:
+        """Return the weight [N] of each sample's squared error (min-SNR, arXiv 2303.09556).
+
+        min(SNR, gamma) where the latent is predicted; for noise and v it is divided by what their error is of the
+        latent's: SNR and SNR + 1.
+        """
+        snr = (at.alpha / at.sigma).square().flatten()  # [N]
+        clipped = snr.clamp(max=self.min_snr_gamma)
+        match self.prediction:
+            case "epsilon":
+                return clipped / snr
+            case "v":
+                return clipped / (snr + 1)
+            case _:
+                return clipped
 
     def _x0(self, prediction: Tensor, noised: Tensor, at: Tables) -> Tensor:
         """Undo ``_target``: DDPM, eq. 15, for epsilon; 2202.00512, appendix D, for v."""

@@ -24,12 +24,12 @@ class Objective(Protocol):
 
     @property
     def num_times(self) -> int:
-        """How many times are drawn for an image: k, 1 of the published objectives."""
+        """How many times are drawn for an image, and the network is told: k, 1 for Gaussian diffusion and flows."""
 
     def times_from_uniform(self, uniform: Tensor) -> Tensor:
         """Map draws from [0, 1) to training times: integer timesteps, or t in [0, 1].
 
-        Both are [N], or [N, k] where there are several times an image.
+        Draws are float64 (``draws.uniform``). Both are [N], or [N, k] where there are several times an image.
         """
 
     def noise_levels(self, network_time: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from dit_scale.doctor.hardware import DiskRates, existing
 from dit_scale.errors import InputError, few
 from dit_scale.files import holder_of
 from dit_scale.models import DiT
+from dit_scale.optim import groups_of
 from dit_scale.parameters import num_trained
 from dit_scale.planning.choices import gigabytes, in_words, plural, setup_of, smaller_choices
 from dit_scale.planning.memory import checkpoint_bytes, estimate_memory
@@ -73,7 +74,7 @@ def _first_records(folder: ShardFolder) -> list[str]:
 
 def batch(config: Config, world: World) -> Finding:
     """Say how the global batch is split over ranks and micro steps."""
-    plan = plan_batches(config.train, world.world_size)
+    plan = plan_batches(config.train, world.world_size, config.diffusion.images_together)
     sizes = sorted({part.stop - part.start for part in plan.micro_batches})
     figure = (
         f"{plan.global_batch_size} images = {plural(world.world_size, 'rank')} x {plan.batch_size_per_rank}, in "
@@ -90,7 +91,7 @@ def model_and_engine(model: DiT | InputError, config: Config) -> Finding:
     if isinstance(model, InputError):
         raise model
     check_engine(config.engine, config.train)
-    objective_of(config.diffusion, config.model.learn_sigma)
+    objective_of(config.diffusion, model)
     trainable = num_trained(model)
     figure = (
         f"{config.model.name}, {trainable / 1e6:.1f}M parameters, {model.grid_side**2} tokens, {model.num_classes} "
@@ -229,4 +230,5 @@ def _damage(folder: Path, world: World) -> str | None:
 
 def _bytes_of(model: DiT, config: Config) -> int:
     """Return the bytes of one checkpoint, with every average that is kept."""
-    return checkpoint_bytes(model, len(config.train.extra_ema_decays) + len(config.train.power_ema_widths))
+    extra_emas = len(config.train.extra_ema_decays) + len(config.train.power_ema_widths)
+    return checkpoint_bytes(model, groups_of(config.train), extra_emas)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from dit_scale.errors import InputError
 
+_TABLE = "y_embedder.embedding_table.weight"
 _NEEDED = (
     "pos_embed",
     "x_embedder.proj.weight",
-    "y_embedder.embedding_table.weight",
     "blocks.0.mlp.fc1.weight",
     "final_layer.linear.weight",
 )
@@ -27,22 +27,26 @@ class Architecture:
     hidden_size: int
     depth: int
     mlp_ratio: float
+    condition: str
+    """``label``, or ``none`` where nothing embeds one."""
     num_labels: int
-    """Rows of the label table: the classes, and the null label where there is one."""
+    """Rows of the label table: the classes, and the null label where there is one; 0 where there is no table."""
     learn_sigma: bool
 
 
 def architecture_of(weights: Mapping[str, Tensor], origin: str) -> Architecture:
     """Read an architecture from a state dict under the published names; raises InputError where it is no DiT's."""
-    for name in _NEEDED:
+    is_conditional = any(name.startswith("y_embedder.") for name in weights)
+    for name in (*_NEEDED, *([_TABLE] if is_conditional else [])):
         if name not in weights:
             begin = ", ".join(list(weights)[:3]) or "none"
             raise InputError(
                 f"weights '{origin}' hold no {name} and so are not a DiT's (they begin with: {begin}); give a "
                 f"published DiT or SiT checkpoint, or one that dit-scale export wrote"
             )
-    positions, patches, table, wide, last = (weights[name] for name in _NEEDED)
-    if patches.dim() != 4 or positions.dim() != 3 or min(table.dim(), wide.dim(), last.dim()) < 2:
+    positions, patches, wide, last = (weights[name] for name in _NEEDED)
+    tables = [weights[_TABLE]] if is_conditional else []
+    if patches.dim() != 4 or positions.dim() != 3 or min(matrix.dim() for matrix in (wide, last, *tables)) < 2:
         raise InputError(f"weights '{origin}' are not a DiT's: x_embedder.proj.weight is {tuple(patches.shape)}")
     hidden_size, in_channels, patch_size = patches.shape[:3]
     grid_side = math.isqrt(positions.shape[1])
@@ -54,7 +58,8 @@ def architecture_of(weights: Mapping[str, Tensor], origin: str) -> Architecture:
         hidden_size=hidden_size,
         depth=1 + max(_block(name, origin) for name in weights if name.startswith("blocks.")),
         mlp_ratio=_ratio(wide.shape[0], hidden_size),
-        num_labels=table.shape[0],
+        condition="label" if is_conditional else "none",
+        num_labels=sum(table.shape[0] for table in tables),
         learn_sigma=out_channels == 2 * in_channels,
     )
 

@@ -21,7 +21,7 @@ from dit_scale.interop.pipeline_folder import Noise, write_pipeline
 from dit_scale.interop.pipeline_names import TABLE_CLASSES
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, NetworkConfig
-from dit_scale.models.config import FROM_DATA
+from dit_scale.models.config import FROM_DATA, FROM_SECTIONS
 from dit_scale.models.embeddings import sincos_positions
 from dit_scale.models.presets import SIZES
 from dit_scale.recipe import model_of
@@ -136,9 +136,11 @@ def _check_for_pipeline(exported: _Exported, origin: str) -> None:
 
 def _switched(config: NetworkConfig) -> str | None:
     """Return what makes a network another function than DiTTransformer2DModel's; a switch that is new does."""
+    if config.route is not None and config.route.fill == "learnt":
+        return "has routing.fill=learnt, and DiTTransformer2DModel has no fusion"
     for entry in fields(config):
         value = getattr(config, entry.name)
-        if entry.name not in (*SIZES, *FROM_DATA, *_SAID) and value != entry.default:
+        if entry.name not in (*SIZES, *FROM_DATA, *FROM_SECTIONS, *_SAID) and value != entry.default:
             return f"has model.{entry.name}={shown(value)}, and DiTTransformer2DModel has {shown(entry.default)}"
     return None
 

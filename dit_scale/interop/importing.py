@@ -171,7 +171,12 @@ def _in_fp32(weights: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
 
 
 def _classes(architecture: Architecture, given: ClassNames | None, origin: str) -> tuple[ClassNames, bool]:
-    """Return class names, and whether the label table has a null label beside them."""
+    """Return class names, and whether the label table has a null label beside them.
+
+    Without a table the number of classes is not known, nor does it matter: one stands for all.
+    """
+    if architecture.condition == "none":
+        return given or ClassNames(("all classes",)), False
     rows = architecture.num_labels
     names = ClassNames(map(str, range(rows - 1))) if given is None else given
     if len(names) not in (rows - 1, rows):

@@ -76,8 +76,8 @@ def choose_backend(
     Raises:
         InputError: an unknown name, or a kernel asked for where it cannot run.
     """
-    if device.type == "meta":  # nothing is computed, and any will do
-        return "sdpa"
+    if device.type == "meta":  # nothing is computed: what counts is whether the weights of all pairs of tokens exist
+        return "matmul" if requested == "matmul" or (requested == "auto" and not has_kernels) else "sdpa"
     return _choose_backend(requested, device.type, dtype, is_compiled, has_kernels)
 
 

@@ -22,31 +22,38 @@ EPSILON = 1e-6
 """Added to the variance of a token's numbers."""
 
 
-def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale normalised tokens."""
-    return tokens * (1 + scale) + shift
+def modulate(tokens: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
+    """Scale normalised tokens, and shift them where there is a shift."""
+    scaled = tokens * (1 + scale)
+    return scaled if shift is None else scaled + shift
+
+
+def gated_sum(tokens: Tensor, branch: Tensor | None, gate: Tensor | None) -> Tensor:
+    """Return tokens + gate * branch, or the tokens where there is neither."""
+    return tokens if branch is None or gate is None else tokens + gate * branch
 
 
 def add_and_norm(
     tokens: Tensor,
     branch: Tensor | None,
     gate: Tensor | None,
-    shift: Tensor,
+    shift: Tensor | None,
     scale: Tensor,
     has_kernels: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return tokens + gate * branch, and that normalised and modulated: both [N, T, D].
 
-    ``tokens`` and ``branch`` are [N, T, D], the vectors [N, 1, D]; with neither branch nor gate nothing is added. A GPU
-    takes one pass over the tokens for all of it, where a compiler takes several.
+    ``tokens`` and ``branch`` are [N, T, D], the vectors [N, 1, D] or one a token, [N, T, D]; with neither branch nor
+    gate nothing is added. With vectors that all tokens share a GPU takes one pass over the tokens for all of it, where
+    a compiler takes several.
     """
-    ours = _kernels_for(tokens, has_kernels)
+    ours = _kernels_for(tokens, has_kernels and scale.shape[1] == 1)
     if ours is not None:
         vector = None if gate is None else gate[:, 0]
+        shift = torch.zeros_like(scale) if shift is None else shift
         summed, modulated, _, _ = ours.add_and_norm(tokens, branch, vector, shift[:, 0], scale[:, 0], EPSILON)
         return summed, modulated
-    if branch is not None and gate is not None:
-        tokens = tokens + gate * branch
+    tokens = gated_sum(tokens, branch, gate)
     normed = F.layer_norm(tokens, tokens.shape[-1:], eps=EPSILON)
     return tokens, modulate(normed, shift, scale)
 

@@ -33,7 +33,10 @@ def use_fp8(blocks: nn.Module, device: torch.device | str) -> None:
     has_fp8 = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
     def is_wide(module: nn.Module, name: str) -> bool:
-        return isinstance(module, Linear)  # adaLN's, of one vector an image, are too small to gain
+        if not isinstance(module, Linear):
+            return False  # adaLN's, of one vector an image, are too small to gain
+        # A GPU's products in 8 bits take multiples of 16, which SwiGLU's width need not be.
+        return not has_fp8 or module.in_features % 16 == 0 == module.out_features % 16
 
     convert_to_float8_training(blocks, config=Float8LinearConfig(emulate=not has_fp8), module_filter_fn=is_wide)
 

@@ -12,12 +12,14 @@ from dit_scale.errors import InputError
 from dit_scale.optim import adamw, muon
 from dit_scale.optim.building import build_optimizer
 from dit_scale.optim.description import Algorithm, Group, begin_state, block_matrices, everything
+from dit_scale.optim.kept import KeptNumbers, numbers_kept
 from dit_scale.optim.schedule import learning_rate_at
 
 __all__ = [
     "OPTIMIZERS",
     "Algorithm",
     "Group",
+    "KeptNumbers",
     "begin_state",
     "block_matrices",
     "build_optimizer",
@@ -26,6 +28,7 @@ __all__ = [
     "groups_of",
     "learning_rate_at",
     "needs_whole",
+    "numbers_kept",
 ]
 
 OPTIMIZERS: dict[str, Callable[[TrainSection], Sequence[Group]]] = {"adamw": adamw.groups, "muon": muon.groups}

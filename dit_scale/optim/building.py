@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dit_scale.errors import InputError
-from dit_scale.optim.description import Group
+from dit_scale.optim.description import Group, members_of
 from dit_scale.optim.guarded import GuardedOptimizer
 from dit_scale.optim.trial import try_out
 
@@ -21,10 +21,7 @@ def build_optimizer(
     which gradients are divided), as a gradient scaler does. Each parameter group knows its ``names``, ``state_kinds``,
     ``rate_scale`` and whether it ``counts`` its updates. Raises InputError where an algorithm cannot be held to that.
     """
-    members: list[dict[str, Tensor]] = [{} for _ in groups]
-    for name, parameter in parameters.items():
-        first = next(index for index, group in enumerate(groups) if group.takes(name, parameter.shape))
-        members[first][name] = parameter
+    members = members_of(groups, parameters)
     parts: list[tuple[Optimizer, bool]] = []
     for algorithm in dict.fromkeys(group.algorithm for group, own in zip(groups, members, strict=True) if own):
         tried = try_out(algorithm, device)

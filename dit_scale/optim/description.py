@@ -1,6 +1,6 @@
 """An optimizer described: groups of parameters, and the algorithm that updates each of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,15 @@ class Group:
     weight_decay: float = 0.0
     rate_scale: float = 1.0
     """Its learning rate, as a multiple of the run's."""
+
+
+def members_of(groups: Sequence[Group], parameters: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return the parameters of each group: those that it takes and no group before it does."""
+    members: list[dict[str, Tensor]] = [{} for _ in groups]
+    for name, parameter in parameters.items():
+        first = next(index for index, group in enumerate(groups) if group.takes(name, parameter.shape))
+        members[first][name] = parameter
+    return members
 
 
 def everything(name: str, shape: torch.Size) -> bool:

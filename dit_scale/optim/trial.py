@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class Trial:
     """Whether it keeps ``step``, a count of updates."""
 
 
+@cache
 def try_out(algorithm: Algorithm, device: torch.device) -> Trial:
     """Update a small matrix; raises InputError where the description is wrong, or nobody could discard an update."""
     weights, state = _updated(algorithm, 1.0, device)

@@ -71,7 +71,7 @@ def _stage_3(model: DiT, setup: TrainingSetup) -> list[Collective]:
     # What comes again within so many parameters is kept from forward to backward: the last half of that distance.
     again = max(0, large - STAGE_3_REUSE_DISTANCE // 2)
     trained = sum(_padded(size, setup.world_size) for size in _trained(model))
-    calls = _calls(large, setup) + model.depth
+    calls = _calls(large, setup) + len(model.blocks)
     found = [
         Collective("all_gather", "weights for forward", micro_steps * number * large, micro_steps * calls, "forward"),
         Collective(

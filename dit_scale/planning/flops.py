@@ -3,7 +3,7 @@
 import torch
 
 from dit_scale.models.dit import DiT
-from dit_scale.planning.measuring import products_of
+from dit_scale.planning.measuring import products_of, with_all_tokens
 
 _PEAK_BF16_FLOPS = {  # dense, from the makers' datasheets
     "H200": 989e12,
@@ -17,17 +17,20 @@ _PEAK_BF16_FLOPS = {  # dense, from the makers' datasheets
 
 def forward_multiply_adds(model: DiT) -> int:
     """Return the multiply-adds of one image's forward pass: what the DiT paper's table 1 calls Gflops."""
-    return products_of(model.config).forward // 2
+    return products_of(with_all_tokens(model.config)).forward // 2
 
 
-def training_flops_per_image(model: DiT) -> int:
-    """Return the floating-point operations of forward and backward: two a multiply-add."""
-    return products_of(model.config).training
+def training_flops_per_image(model: DiT, all_tokens: bool = False) -> int:
+    """Return the floating-point operations of forward and backward: two a multiply-add.
+
+    ``all_tokens``: of a step that routes none around blocks.
+    """
+    return products_of(with_all_tokens(model.config) if all_tokens else model.config).training
 
 
-def attention_flops_per_image(model: DiT) -> int:
+def attention_flops_per_image(model: DiT, all_tokens: bool = False) -> int:
     """Return those between queries and keys, and weights and values."""
-    return products_of(model.config).attention
+    return products_of(with_all_tokens(model.config) if all_tokens else model.config).attention
 
 
 def peak_flops(device: str, precision: str) -> float | None:

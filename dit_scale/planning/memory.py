@@ -5,17 +5,17 @@ section 3) as DeepSpeed 0.19 lays them out; activations are the tensors that aut
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+from dit_scale.config import TrainSection
 from dit_scale.models.dit import DiT
+from dit_scale.optim import Group, KeptNumbers, groups_of, numbers_kept
 from dit_scale.parameters import num_parameters, num_trained, trained
 from dit_scale.planning.frozen import NO_ENCODERS, Frozen
-from dit_scale.planning.measuring import kept_of
+from dit_scale.planning.measuring import kept_of, with_all_tokens
 
 FP32_BYTES = 4
-CHECKPOINT_BYTES_PER_PARAMETER = 16
-"""Master weight, two Adam moments and EMA, fp32 each."""
 STAGE_3_REUSE_DISTANCE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance
 STAGE_3_PERSISTENT = 100_000  # its stage3_param_persistence_threshold: smaller parameters stay whole
 _STAGE_0_BUCKET = 500_000_000  # elements that its engine flattens for one all-reduce at stage 0
@@ -44,9 +44,15 @@ class TrainingSetup:
     """Stages 1, 2: gradients go to the rank that updates them, not to all."""
     node_size: int = 0
     """Stage 3: ranks of a node that keep all parameters between them once more (ZeRO++ hpZ); 0 is none."""
+    groups: Sequence[Group] = field(default_factory=lambda: groups_of(TrainSection()))
+    """The optimizer's: what it keeps of which parameters."""
+    has_kernels: bool = True
+    """Whether our kernels, or PyTorch's of attention, compute; else autograd keeps T x T numbers a head."""
     on_gpu: bool = True
     """A GPU's buckets are allocated whole, and doubled so that reducing overlaps; a CPU's only as far as used. A GPU's
     kernels keep what goes into them, where PyTorch on a CPU keeps what is between, too."""
+    all_tokens: bool = False
+    """Whether no token goes around routed blocks, as after routing.until_step."""
     frozen: Frozen = NO_ENCODERS
     """The encoders that run beside the network."""
 
@@ -65,7 +71,8 @@ class MemoryEstimate:
     """Buffers in which gradients are reduced."""
     master: int
     """fp32 weights that the optimizer updates (stage 0 in fp32: the parameters themselves)."""
-    adam_moments: int
+    optimizer_state: int
+    """What the optimizer keeps from update to update, such as Adam's two moments."""
     ema: int
     encoders: int
     """The weights of frozen encoders."""
@@ -76,7 +83,7 @@ class MemoryEstimate:
     encoder_workspace: int
     """The widest moment of an encoder's pass, between forward and backward."""
     update_workspace: int
-    """fp32 gradients of this rank's part while the optimizer runs."""
+    """fp32 gradients of this rank's part while the optimizer runs, and copies by which an update is put back."""
     host_setup: int
     """In host memory while a run starts: the new model and its initial weights."""
     host_optimizer: int
@@ -85,7 +92,7 @@ class MemoryEstimate:
     @property
     def states(self) -> int:
         """Bytes that stay from step to step."""
-        return self.parameters + self.master + self.adam_moments + self.ema + self.encoders
+        return self.parameters + self.master + self.optimizer_state + self.ema + self.encoders
 
     @property
     def peak(self) -> int:
@@ -109,7 +116,9 @@ def estimate_memory(model: DiT, setup: TrainingSetup) -> MemoryEstimate:
     part = -(-total // setup.world_size) if is_sharded else total
     states_on_device = 0 if setup.offload_optimizer else 1
     master = FP32_BYTES * part if is_sharded else 0
-    adam = 2 * FP32_BYTES * part
+    kept = optimizer_numbers(model, setup)
+    state = FP32_BYTES * kept.state
+    workspace_of_update = FP32_BYTES * (kept.copies + (part if is_sharded else 0))
     ema = FP32_BYTES * -(-total // setup.world_size)  # sharded at every stage
     gradients = number * _gradient_elements(sizes, setup)
     parameters, gathered = _parameter_elements(sizes, setup)
@@ -120,27 +129,32 @@ def estimate_memory(model: DiT, setup: TrainingSetup) -> MemoryEstimate:
         gradients=gradients,
         buckets=number * _bucket_elements(total, setup),
         master=states_on_device * master,
-        adam_moments=states_on_device * adam,
+        optimizer_state=states_on_device * state,
         ema=states_on_device * ema,
         encoders=number * setup.frozen.parameters,
         activations=activations,
         backward_workspace=workspace,
         encoder_workspace=number * setup.micro_batch_size * setup.frozen.workspace,
-        update_workspace=states_on_device * FP32_BYTES * part if is_sharded else 0,
+        update_workspace=states_on_device * workspace_of_update,
         host_setup=2 * FP32_BYTES * (total + frozen),
-        host_optimizer=0 if states_on_device else master + adam + ema + FP32_BYTES * part,
+        host_optimizer=0 if states_on_device else master + state + ema + workspace_of_update,
     )
 
 
-def checkpoint_bytes(model: DiT, num_extra_emas: int = 0) -> int:
-    """Return the bytes of one checkpoint over all ranks; every further EMA takes 4 a parameter."""
-    trainable = num_trained(model)
-    return (CHECKPOINT_BYTES_PER_PARAMETER + FP32_BYTES * num_extra_emas) * trainable
+def optimizer_numbers(model: DiT, setup: TrainingSetup) -> KeptNumbers:
+    """Return what the optimizer keeps on one rank."""
+    return numbers_kept(setup.groups, trained(model), setup.world_size if setup.zero_stage else None)
 
 
-def activation_bytes_per_image(model: DiT, bytes_per_number: int) -> int:
+def checkpoint_bytes(model: DiT, groups: Sequence[Group], num_extra_emas: int = 0) -> int:
+    """Return the bytes of one checkpoint over all ranks: master weights, the optimizer's state, EMAs, in fp32."""
+    return FP32_BYTES * ((2 + num_extra_emas) * num_trained(model) + numbers_kept(groups, trained(model)).state)
+
+
+def activation_bytes_per_image(model: DiT, setup: TrainingSetup) -> int:
     """Return the bytes that autograd keeps of one image on a GPU, where nothing is recomputed."""
-    return _activations(model, TrainingSetup(micro_batch_size=1, bytes_per_number=bytes_per_number))[0]
+    alone = replace(setup, micro_batch_size=1, checkpoint_every_blocks=0, activation_budget=1.0, on_gpu=True)
+    return _activations(model, alone)[0]
 
 
 # ---------------------------------------------------------------- parts
@@ -192,15 +206,22 @@ def _bucket_elements(total: int, setup: TrainingSetup) -> int:
 def _activations(model: DiT, setup: TrainingSetup) -> tuple[int, int]:
     """Return the bytes that autograd keeps, and the workspace of backward, for one micro batch."""
     every, number, images = setup.checkpoint_every_blocks, setup.bytes_per_number, setup.micro_batch_size
-    kept = kept_of(model.config, number, setup.on_gpu)
-    recomputed = len(range(0, model.depth, every)) if every else 0
-    tokens, latent = number * model.grid_side**2 * model.hidden_size, model.in_channels * model.latent_size**2
-    block = tokens + setup.activation_budget * (kept.block - tokens)
-    blocks = (model.depth - recomputed) * block + recomputed * tokens
-    projectors = model.config.projectors
-    features = sum(projectors.widths) * model.grid_side**2 if projectors is not None else 0
+    config = with_all_tokens(model.config) if setup.all_tokens else model.config
+    kept = kept_of(config, number, setup.on_gpu, setup.has_kernels)
+    latent = config.in_channels * config.latent_size**2
+    widths = [stack.hidden_size for stack in config.stacks for _ in range(stack.depth)]
+    tokens = [
+        number * (config.num_kept if block in config.routed_blocks else config.num_tokens) * width
+        for block, width in enumerate(widths, start=1)
+    ]
+    blocks = [
+        entering if every and index % every == 0 else entering + setup.activation_budget * (whole - entering)
+        for index, (entering, whole) in enumerate(zip(tokens, kept.blocks, strict=True))
+    ]
+    projectors = config.projectors
+    features = sum(projectors.widths) * config.num_tokens if projectors is not None else 0
     outside = kept.rest + FP32_BYTES * (_LOSS_LATENTS * latent + _LOSS_FEATURES * features)
     # Gradients of the two widest activations, before and after the MLP's GELU, and of the tokens live at once.
-    gradients = kept.widest + tokens
-    is_recomputed = recomputed > 0 or setup.activation_budget < 1
-    return round(images * (blocks + outside)), images * (gradients + (kept.block if is_recomputed else 0))
+    gradients = kept.widest + number * config.num_tokens * max(widths)
+    is_recomputed = every > 0 or setup.activation_budget < 1
+    return round(images * (sum(blocks) + outside)), images * (gradients + (max(kept.blocks) if is_recomputed else 0))

@@ -1,6 +1,6 @@
 """`dit-scale plan`: what a configuration will take and give on a cluster, before anything is bought or queued."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dit_scale.planning.choices import gigabytes, in_words, model_on_meta, outli
 from dit_scale.planning.cluster import Cluster
 from dit_scale.planning.communication import collectives_of
 from dit_scale.planning.flops import training_flops_per_image
+from dit_scale.planning.memory import estimate_memory
 from dit_scale.planning.search import Plan, plan_of, search
 from dit_scale.zero.engine import check_engine
 
@@ -32,13 +33,13 @@ _PARTS = (
     ("gradients", "gradients"),
     ("buckets", "buckets that gradients are reduced in"),
     ("master", "fp32 master weights"),
-    ("adam_moments", "Adam's moments"),
+    ("optimizer_state", "the optimizer's state"),
     ("ema", "EMA"),
     ("encoders", "frozen encoders of alignment"),
     ("activations", "activations kept for backward"),
     ("backward_workspace", "backward's widest moment"),
     ("encoder_workspace", "an encoder's widest moment (not beside backward's)"),
-    ("update_workspace", "fp32 gradients in the update (not beside activations)"),
+    ("update_workspace", "fp32 gradients and copies in the update (not beside activations)"),
 )
 
 
@@ -145,7 +146,7 @@ def _show(one: Plan, model: DiT, cluster: Cluster, request: Request) -> None:
     _print(memory)
     _print(_time_table(one, model, cluster))
     train, prediction = one.config.train, one.prediction
-    seconds = prediction.step.seconds * train.steps
+    seconds = one.seconds
     hours = seconds * cluster.num_gpus / 3600
     print(
         f"{prediction.images_per_second:,.0f} images/s ({prediction.images_per_second / cluster.num_gpus:,.0f} a GPU), "
@@ -153,10 +154,27 @@ def _show(one: Plan, model: DiT, cluster: Cluster, request: Request) -> None:
         f"which cost {hours * request.price:,.0f} at {request.price:g} an hour; a save takes "
         f"{prediction.save_seconds:.1f} s behind the steps"
     )
+    if one.with_all_tokens is not None:
+        print(_routing_in_words(one, model))
     if not one.fits(cluster):
         limit = 0.9 * cluster.gpu.memory_bytes
         choices = in_words(smaller_choices(one.config, model, one.setup, limit), limit)
         print(f"DOES NOT FIT: {gigabytes(one.memory.peak)} where {gigabytes(limit)} can be used; give {choices}")
+
+
+def _routing_in_words(one: Plan, model: DiT) -> str:
+    """Say what routing saves of a step."""
+    routing, blocks, dense = one.config.routing, model.config.routed_blocks, one.with_all_tokens
+    assert dense is not None
+    routed, everything = (estimate_memory(model, replace(one.setup, all_tokens=whole)) for whole in (False, True))
+    flops = training_flops_per_image(model, all_tokens=True) / training_flops_per_image(model)
+    seconds = dense.step.seconds / one.prediction.step.seconds
+    until = f" up to step {routing.until_step:,}; memory is that of the steps after it" if routing.until_step else ""
+    return (
+        f"routing: {routing.ratio:.0%} of the tokens go around blocks {blocks.start} to {blocks.stop - 1}{until}; with "
+        f"all tokens a step takes {1e3 * dense.step.seconds:,.1f} ms, {seconds:.2f} times as long ({flops:.2f} times "
+        f"the FLOPs), and activations {gigabytes(everything.activations)} instead of {gigabytes(routed.activations)}"
+    )
 
 
 def _time_table(one: Plan, model: DiT, cluster: Cluster) -> Table:
@@ -198,6 +216,7 @@ def _as_json(plans: list[Plan], model: DiT, cluster: Cluster) -> dict[str, Any]:
                 "fits": one.fits(cluster),
                 "memory": asdict(one.memory) | {"peak": one.memory.peak},
                 "prediction": asdict(one.prediction) | {"step_seconds": one.prediction.step.seconds},
+                "run_seconds": one.seconds,
                 "collectives": [asdict(each) for each in collectives_of(model, one.setup)],
             }
             for one in plans

@@ -12,7 +12,7 @@ from dit_scale.parameters import num_trained
 from dit_scale.planning.cluster import Cluster
 from dit_scale.planning.communication import Collective, collectives_of
 from dit_scale.planning.flops import attention_flops_per_image, training_flops_per_image
-from dit_scale.planning.memory import CHECKPOINT_BYTES_PER_PARAMETER, TrainingSetup, activation_bytes_per_image
+from dit_scale.planning.memory import TrainingSetup, activation_bytes_per_image, checkpoint_bytes, optimizer_numbers
 
 MATMUL_SHARE = 0.71
 """Of a datasheet's FLOP/s in linear layers: 698 of 989 TFLOP/s were measured in training DiT-XL/2 in bf16."""
@@ -27,9 +27,10 @@ PASSES_EAGER, PASSES_COMPILED = 9.0, 4.2
 fused (measured)."""
 ENCODER_PASSES = 2.0
 """How often what a frozen encoder's operations write is written or read: once each."""
-UPDATE_BYTES = 54
-"""A parameter's traffic in an update: master, moments and EMA read and written, the gradient read for its norm,
-converted and read again, bf16 weights written."""
+UPDATE_BYTES, STATE_BYTES, COPY_BYTES = 38, 8, 20
+"""Traffic in an update. Of a parameter: master and EMA read and written, the gradient read for its norm, converted and
+read again, bf16 weights written. Of a number of the optimizer's state: read and written. Of one that is copied so that
+an update can be put back: copied, and then chosen from both."""
 HOST_SECONDS = 10e-3
 """Of a step's launches that the GPU waits for, measured while the host still waited for the gradient norm in each."""
 OFFLOAD_BANDWIDTH = 25e9
@@ -74,37 +75,39 @@ class Prediction:
 
 def predict(model: DiT, setup: TrainingSetup, cluster: Cluster, global_batch_size: int, compiled: bool) -> Prediction:
     """Return how fast a step will be, by the arithmetic above."""
-    flops = training_flops_per_image(model)
+    flops = training_flops_per_image(model, setup.all_tokens)
     step = step_time(model, setup, cluster, global_batch_size // cluster.num_gpus, compiled)
     rate = global_batch_size / step.seconds
-    total = num_trained(model)
     return Prediction(
         step,
         rate,
         rate * flops / (cluster.gpu.bf16_flops * cluster.num_gpus),
-        CHECKPOINT_BYTES_PER_PARAMETER * total / (cluster.disk_bandwidth * cluster.num_nodes),
+        checkpoint_bytes(model, setup.groups) / (cluster.disk_bandwidth * cluster.num_nodes),
     )
 
 
 def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, compiled: bool) -> StepTime:
     """Return the time of a step in which each rank sees so many images."""
     gpu, every = cluster.gpu, setup.checkpoint_every_blocks
-    recomputed = len(range(0, model.depth, every)) / model.depth if every else 0.0
-    tokens = min(images, setup.micro_batch_size) * model.grid_side**2
+    recomputed = len(range(0, len(model.blocks), every)) / len(model.blocks) if every else 0.0
+    tokens = min(images, setup.micro_batch_size) * _tokens_of_a_block(model, setup.all_tokens)
     share = MATMUL_SHARE * tokens / (tokens + HALF_RATE_TOKENS)
     rate = gpu.bf16_flops * share * (2 / setup.bytes_per_number)  # fp32 at half of it, as TF32 is
-    attention = attention_flops_per_image(model)
-    linear = training_flops_per_image(model) - attention
+    attention = attention_flops_per_image(model, setup.all_tokens)
+    linear = training_flops_per_image(model, setup.all_tokens) - attention
     work = linear + attention * MATMUL_SHARE / ATTENTION_SHARE  # as if all ran at the rate of linear layers
     products = images * (work * (1 + recomputed / 3) + setup.frozen.flops) / rate
     passes = (PASSES_COMPILED if compiled else PASSES_EAGER) * (1 + recomputed / 3)
     memory_rate = gpu.memory_bandwidth * BANDWIDTH_SHARE
-    activations = activation_bytes_per_image(model, setup.bytes_per_number) * passes
+    activations = activation_bytes_per_image(model, setup) * passes
     activations += ENCODER_PASSES * setup.bytes_per_number * setup.frozen.written
     elementwise = images * activations / memory_rate
     total = num_trained(model)
     part = total / setup.world_size if setup.zero_stage else total
-    update = part * (UPDATE_BYTES / memory_rate if not setup.offload_optimizer else 8 / OFFLOAD_BANDWIDTH)
+    kept = optimizer_numbers(model, setup)
+    update = (UPDATE_BYTES * part + STATE_BYTES * kept.state + COPY_BYTES * kept.copies) / memory_rate
+    if setup.offload_optimizer:
+        update = 8 * part / OFFLOAD_BANDWIDTH
     collectives = collectives_of(model, setup) if setup.world_size > 1 else []
     seconds = {collective: _seconds(collective, cluster) for collective in collectives}
     compute = products + elementwise
@@ -114,6 +117,13 @@ def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, c
         for phase, room in behind.items()
     )
     return StepTime(products, elementwise, update, sum(seconds.values()), exposed, HOST_SECONDS)
+
+
+def _tokens_of_a_block(model: DiT, all_tokens: bool) -> float:
+    """Return the tokens of an image in a block, over all blocks on average."""
+    config = model.config
+    around = 0 if all_tokens else config.num_tokens - config.num_kept
+    return config.num_tokens - around * len(config.routed_blocks) / len(model.blocks)
 
 
 def _seconds(collective: Collective, cluster: Cluster) -> float:

@@ -95,7 +95,7 @@ def _begin(sampler: Sampler, settings: SamplingSettings, request: Request, label
     classes = [sampler.class_names.title(label) for label in dict.fromkeys(labels)]
     protocol = {
         **sampler.described(),
-        **settings.described(sampler.objective),
+        **sampler.settings_described(settings),
         "classes": classes if request.classes else "all",
         "class_choice": "random" if request.random_classes else "in turn",
         "num_samples": request.num_samples,

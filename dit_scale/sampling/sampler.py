@@ -10,18 +10,19 @@ from torch import Tensor
 from dit_scale import draws
 from dit_scale.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from dit_scale.checkpoint import Checkpoint, weights_of
-from dit_scale.checkpoint.post_hoc import weights_digest
+from dit_scale.checkpoint.averages import EMA
 from dit_scale.classes import ClassNames
 from dit_scale.config import Config, config_from
 from dit_scale.diffusion import Objective
 from dit_scale.diffusion.solvers import OnStep
 from dit_scale.draws import Stream
-from dit_scale.errors import InputError
+from dit_scale.errors import InputError, few
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT
 from dit_scale.parameters import DTYPES
 from dit_scale.recipe import model_of, objective_of
 from dit_scale.sampling.drawing import SamplingSettings, sample_latents
+from dit_scale.sampling.other import check_guide, guide_network, opened, origin_of
 from dit_scale.weights import load_trained
 
 AUTOENCODER_FOLDER = "autoencoder"
@@ -45,6 +46,8 @@ class Sampler:
     """As ``engine.kernels``."""
     origin: dict[str, object] = field(default_factory=dict)
     """Whose weights they are, for a protocol."""
+    others: dict[str, DiT] = field(default_factory=dict)
+    """Networks that guide it, by the paths of their runs: each is read when it is first needed."""
 
     @classmethod
     def of(
@@ -57,9 +60,9 @@ class Sampler:
         kernels: str,
     ) -> "Sampler":
         """Return all but the weights, which is enough to check settings."""
-        objective = objective_of(config.diffusion, config.model.learn_sigma)
         with torch.device("meta"):
             model = model_of(config, latents, len(class_names))
+        objective = objective_of(config.diffusion, model)
         choices = model.condition.choices(class_names)
         return cls(config, objective, latents, choices, autoencoder, device, model, kernels)
 
@@ -70,13 +73,14 @@ class Sampler:
         model = model_of(self.config, self.latents, self.model.num_classes, self.kernels)
         model.to(self.device, DTYPES[precision]).eval()
         load_trained(model, weights, source)
-        return replace(self, model=model, origin=origin | {"precision": precision})
+        return replace(self, model=model, origin=origin | {"precision": precision}, others={})
 
     def check(self, settings: SamplingSettings, section: str = "") -> None:
         """Raise InputError where settings (of a configuration's section) do not fit, before anything is drawn."""
-        model = self.model
         try:
-            settings.check(self.objective, self.latents.channels, model.out_channels, model.condition.has_null)
+            if settings.guiding_path is not None:
+                check_guide(settings.guiding_path, self.config, self.latents, self.class_names)
+            settings.check(self.objective, self.model)
         except InputError as error:
             raise InputError(f"{section}: {error}" if section else str(error)) from error
 
@@ -109,6 +113,24 @@ class Sampler:
         kernels = {} if self.model.has_kernels else {"kernels": "off"}
         return self.origin | compiled | kernels | {"autoencoder": self.autoencoder.identity}
 
+    def classes_asked_for(self, numbers_or_names: Sequence[str], only_names: Sequence[str] = ()) -> list[int]:
+        """Return the labels that a user asks for; raises InputError where one is unknown, or there are no classes."""
+        try:
+            return self.class_names.asked_for(numbers_or_names, only_names)
+        except InputError as error:
+            if self.config.model.condition != "none":
+                raise
+            raise InputError(
+                f"classes {few(map(repr, [*numbers_or_names, *only_names]))} are asked for, and the model was trained "
+                f"without (model.condition=none); leave --classes and --class out"
+            ) from error
+
+    def settings_described(self, settings: SamplingSettings) -> dict[str, object]:
+        """Return all that others need to draw the same with these weights, for a protocol."""
+        path = settings.guiding_path
+        guide = {} if path is None else {"guide_by": origin_of(opened(path), EMA)}
+        return settings.described(self.objective) | guide
+
     def labels_of(self, chosen: Sequence[int], count: int, seed: int | None = None) -> list[int]:
         """Return the label of each image: of the chosen labels, none means all.
 
@@ -131,7 +153,18 @@ class Sampler:
             torch.tensor(indices, device=self.device),
             settings,
             on_step,
+            None if settings.guiding_path is None else self._other(settings.guiding_path),
         )
+
+    def _other(self, path: str) -> DiT:
+        """Return the EMA of the run, or checkpoint, at a path: on the same device, in the same precision."""
+        if path not in self.others:
+            other = guide_network(path, self.kernels)
+            other.to(self.device, next(self.model.parameters()).dtype).eval()
+            if self.model.is_compiled:
+                other.compile_blocks()
+            self.others[path] = other
+        return self.others[path]
 
 
 def sampler_of(
@@ -157,11 +190,7 @@ def sampler_of(
             f"decoder '{decoder}' reads {autoencoder.channels} channels, but the model makes latents of "
             f"{latents.channels}; give a decoder that belongs to the encoder that they were made with"
         )
-    origin: dict[str, object] = {
-        "step": description.position.step,
-        "weights": weights,
-        "weights_digest": weights_digest(checkpoint, weights),
-    }
+    origin = origin_of(checkpoint, weights)
     sampler = Sampler.of(config, latents, ClassNames(data["class_names"]), autoencoder, device, kernels)
     sampler = sampler.with_weights(weights_of(checkpoint, weights), str(checkpoint.folder), origin, precision)
     if compile_blocks:

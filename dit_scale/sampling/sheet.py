@@ -70,7 +70,7 @@ def draw_sheet(
         out / "sheet.json",
         sampler.described()
         | {"labels": [sampler.class_names.title(label) for label in labels]}
-        | {"cells": [cell.described(sampler.objective) for cell in cells]},
+        | {"cells": [sampler.settings_described(cell) for cell in cells]},
     )
     print(f"{len(cells)} x {len(labels)} images in {out / SHEET}")
 

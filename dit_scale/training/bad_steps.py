@@ -60,6 +60,12 @@ class BadSteps:
             log.warning("%s: %s", what, self._policy.told)
         self._policy.act(step, what)
 
+    def close(self) -> None:
+        """Close the file of bad steps."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
     def _record(self, step: int, limit: float, grad_norm: float, offender: str | None, suspects: list[str]) -> str:
         """Write down a bad step and return what is wrong with it, from this rank's findings and others' (collective).
 

@@ -1,7 +1,7 @@
 """From a configuration to everything that a run's loop works with."""
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from dit_scale.checkpoint import Checkpoint, Description, Position, find_last_go
 from dit_scale.checkpoint.run_config import write_config
 from dit_scale.config import Config, resolved
 from dit_scale.data.loader import LatentDataset, Loader
+from dit_scale.diffusion import FlowMatching, Objective
 from dit_scale.distributed.devices import memory_of
 from dit_scale.distributed.runtime import World, job_end_time
 from dit_scale.models import DiT
@@ -30,12 +31,15 @@ from dit_scale.training.alignment import Alignment, alignment_of, load_encoders
 from dit_scale.training.attention_choice import settle_attention
 from dit_scale.training.bad_step_policies import policy_of
 from dit_scale.training.bad_steps import BadSteps
+from dit_scale.training.contrastive import Contrast
 from dit_scale.training.data import autoencoder_folder, describe, open_dataset, open_loader
+from dit_scale.training.early import EarlyLoss
 from dit_scale.training.initial import load_initial
 from dit_scale.training.learner import Learner
-from dit_scale.training.loss import LossFunction
+from dit_scale.training.loss import AuxiliaryLoss, LossFunction
 from dit_scale.training.pending import StepMetrics
 from dit_scale.training.periodic import PeriodicTasks
+from dit_scale.training.routing import token_draws
 from dit_scale.training.run_folder import CHECKPOINTS
 from dit_scale.training.run_log import RunLog
 from dit_scale.training.saving import Saving
@@ -85,28 +89,32 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
     run_dir, train = Path(config.run_dir), config.train
     conveniences = Conveniences(run_dir, world)
     config, encoders = load_encoders(config)
-    dataset = open_dataset(config.data, config.model.condition, with_crops=bool(encoders))
-    data = describe(dataset)
-    found = find_last_good(run_dir / CHECKPOINTS, world)
-    if found is not None:
-        run_folder.check_resume(found, config, data)
-    model = _new_model(config, dataset, is_new_run=found is None)
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    peak = peak_flops(device, config.engine.precision)
-    flops_per_image = training_flops_per_image(model) if peak else 0
-    alignment = alignment_of(config, encoders, model.grid_side, device)
-    learner = _learner(model, config, dataset, world, device, conveniences, alignment)
-    rank_times = RankTimes(world, ForwardTime(learner.engine.module), config.log.every_steps)
-    start = _begin(learner.state, found, weights, world)
-    spikes = SpikeLimit(train.spike_factor, found.description.grad_norms if found else [], learner.guard.device)
-    saving = Saving(run_dir / CHECKPOINTS, config.checkpoint, world, learner.state.part().num_bytes())
-    policy = policy_of(train.on_bad_step, run_dir, saving, world)
-    bad_steps = BadSteps(run_dir, train, world, policy, learner.offender_in)
-    time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
-    periodic = PeriodicTasks(config, dataset, learner.loss_function, world, device, phases, conveniences)
-    _write_down(config, dataset, world, device, conveniences)
-    metrics = StepMetrics(learner.plan, rank_times, flops_per_image, peak and peak * world.world_size)
-    with RunLog(config, world, start.step, conveniences) as log, closing(saving), closing(dataset):
+    with ExitStack() as stack:
+        opened = open_dataset(config.data, config.model.condition, with_crops=bool(encoders))
+        dataset = stack.enter_context(closing(opened))
+        data = describe(dataset)
+        found = find_last_good(run_dir / CHECKPOINTS, world)
+        if found is not None:
+            run_folder.check_resume(found, config, data)
+        model = _new_model(config, dataset, is_new_run=found is None)
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        peak = peak_flops(device, config.engine.precision)
+        flops_of_step = _flops_of_step(model, config.routing.until_step) if peak else None
+        alignment = alignment_of(config, encoders, model.grid_side, device)
+        learner = _learner(model, config, dataset, world, device, conveniences, alignment)
+        rank_times = RankTimes(world, ForwardTime(learner.engine.module), config.log.every_steps)
+        start = _begin(learner.state, found, weights, world)
+        spikes = SpikeLimit(train.spike_factor, found.description.grad_norms if found else [], learner.guard.device)
+        saving = Saving(run_dir / CHECKPOINTS, config.checkpoint, world, learner.state.part().num_bytes())
+        policy = policy_of(train.on_bad_step, run_dir, saving, world)
+        bad_steps = BadSteps(run_dir, train, world, policy, learner.offender_in)
+        time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
+        periodic = PeriodicTasks(config, dataset, learner.loss_function, world, device, phases, conveniences)
+        _write_down(config, dataset, world, device, conveniences)
+        metrics = StepMetrics(learner.plan, rank_times, flops_of_step, peak and peak * world.world_size)
+        log = stack.enter_context(RunLog(config, world, start.step, conveniences))
+        stack.enter_context(closing(saving))
+        stack.enter_context(closing(bad_steps))
         yield Run(
             *(config, world, phases, dataset, data, learner, start),
             *(spikes, bad_steps, metrics, saving, time_limit, periodic, log),
@@ -124,6 +132,12 @@ def _new_model(config: Config, dataset: LatentDataset, is_new_run: bool) -> DiT:
     return model
 
 
+def _flops_of_step(model: DiT, until_step: int) -> Callable[[int], int]:
+    """Return how many floating-point operations an image takes in a step of this number."""
+    routed, dense = training_flops_per_image(model), training_flops_per_image(model, all_tokens=True)
+    return lambda step: dense if 0 < until_step < step else routed
+
+
 def _learner(
     model: DiT,
     config: Config,
@@ -135,18 +149,28 @@ def _learner(
 ) -> Learner:
     """Wrap the network for training on this rank (collective)."""
     train, latents = config.train, dataset.manifest.latents
-    plan = plan_batches(train, world.world_size)
-    objective = objective_of(config.diffusion, config.model.learn_sigma)
+    plan = plan_batches(train, world.world_size, config.diffusion.images_together)
+    objective = objective_of(config.diffusion, model)
     largest = max(part.stop - part.start for part in plan.micro_batches)
     dtype = DTYPES[config.engine.precision]
     settle_attention(model, largest, torch.device(device), dtype, Path(config.run_dir), world, conveniences)
-    auxiliary = () if alignment is None else (alignment,)
-    loss_function = LossFunction(
-        objective, latents, config.seed, config.model.label_dropout, model.condition, auxiliary
-    )
+    dropout, beside = config.model.label_dropout, _losses_beside(model, config, objective)
+    beside = beside if alignment is None else (*beside, alignment)
+    routing = token_draws(config, model)
+    loss_function = LossFunction(objective, latents, config.seed, dropout, model.condition, beside, routing)
     engine = build_engine(model, config.engine, train, plan, world, device)
     guard = UpdateGuard(engine, train.max_grad_norm)
     return Learner(plan, loss_function, engine, guard, TrainingState(OptimizerState(engine), train))
+
+
+def _losses_beside(model: DiT, config: Config, objective: Objective) -> tuple[AuxiliaryLoss, ...]:
+    """Return the losses beside the objective's that have a weight."""
+    settings, losses = config.diffusion, list[AuxiliaryLoss]()
+    if isinstance(objective, FlowMatching) and settings.contrastive_weight:
+        losses.append(Contrast(objective, settings.contrastive_weight))
+    if model.config.early_block:
+        losses.append(EarlyLoss(objective, settings.early_weight))
+    return tuple(losses)
 
 
 def _begin(state: TrainingState, found: Checkpoint | None, weights: dict[str, Tensor], world: World) -> Position:

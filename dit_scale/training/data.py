@@ -1,6 +1,7 @@
 """A run's data as its configuration says: the dataset, what checkpoints say of it, and its loader."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ def open_dataset(data: DataConfig, condition: str = "label", with_crops: bool = 
         stored=condition_named(condition).stored,
         with_crops=with_crops,
     )
-    if data.check_scale:
-        _check_scale(dataset)
+    with ExitStack() as on_failure:
+        on_failure.callback(dataset.close)
+        if data.check_scale:
+            _check_scale(dataset)
+        on_failure.pop_all()
     return dataset
 
 

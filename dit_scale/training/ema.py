@@ -36,8 +36,8 @@ class ShardedEMA:
         return laid_out(self._state.owned, self.tensors, self._state.shapes, device)
 
     def completed(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the whole average, by parameter name, from each rank's part (collective)."""
-        return completed(parts, self._state.shapes)
+        """Return the whole average, and what is never trained, by name, from each rank's part (collective)."""
+        return completed(parts, self._state.shapes) | self._state.drawn
 
 
 class Moves:

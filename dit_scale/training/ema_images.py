@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from dit_scale.autoencoder import load_autoencoder
+from dit_scale.autoencoder import Autoencoder, load_autoencoder
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
 from dit_scale.sampling import Sampler
@@ -14,12 +14,15 @@ from dit_scale.training.ema import ShardedEMA
 T = TypeVar("T")
 
 
-def sampler_of_run(config: Config, dataset: LatentDataset, device: str) -> Sampler:
+def decoder_of_run(dataset: LatentDataset, device: str) -> Autoencoder:
+    """Return what decodes the latents of a run."""
+    return load_autoencoder(dataset.manifest.autoencoder, folder=autoencoder_folder(dataset), device=device)
+
+
+def sampler_of_run(config: Config, dataset: LatentDataset, decoder: Autoencoder, device: str) -> Sampler:
     """Return what draws in a run, without weights: each drawing takes the average that there is by then."""
-    manifest = dataset.manifest
-    autoencoder = load_autoencoder(manifest.autoencoder, folder=autoencoder_folder(dataset), device=device)
-    names, kernels = dataset.class_names, config.engine.kernels
-    return Sampler.of(config, manifest.latents, names, autoencoder, device, kernels)
+    latents, kernels = dataset.manifest.latents, config.engine.kernels
+    return Sampler.of(config, latents, dataset.class_names, decoder, device, kernels)
 
 
 def with_average(

@@ -78,13 +78,13 @@ class Evaluation:
         return metrics[0]
 
     def _own_part(self, sampler: Sampler) -> tuple[dict[str, object], dict[int, Features]]:
-        """Return whose images they are, and the features of this rank's batches by their first image."""
+        """Return how images were drawn, and the features of this rank's batches by their first image."""
         labels = spread_labels(self._count, len(sampler.class_names))
         features = {}
         for share in shares(range(self._count), self._batch_size, self._world):
             images = sampler.images([labels[index] for index in share.filled], share.filled, self._settings)
             features[share.own[0]] = self._extractor(torch.from_numpy(images)).first(len(share.own))
-        return sampler.described(), features
+        return sampler.described() | sampler.settings_described(self._settings), features
 
     def _samples(self, drawn_by: dict[str, object]) -> dict[str, object]:
         return {
@@ -92,7 +92,6 @@ class Evaluation:
             "batch_size": self._batch_size,
             "protocol": {
                 **drawn_by,
-                **self._settings.described(self._sampler.objective),
                 "classes": "all",
                 "class_choice": "in turn" if self._count >= len(self._sampler.class_names) else "spread evenly",
             },

@@ -25,7 +25,8 @@ def train(config: Config, stop: StopRequest) -> None:
     set_threads(world, config.engine.threads_per_rank)
     if device == "cpu":
         keep_freed_memory()
-    plan_batches(config.train, world.world_size)  # refuse early what cannot be split, and what no engine does
+    # Refuse early what cannot be split, and what no engine does.
+    plan_batches(config.train, world.world_size, config.diffusion.images_together)
     check_engine(config.engine, config.train)
     with ExitStack() as stack:
         recorder = Recorder(Path(config.run_dir), world, config.engine.zero_stage)

@@ -29,7 +29,8 @@ class Learner:
 
     def gradient(self, batch: Batch) -> Losses:
         """Leave a batch's gradient in the engine (collective)."""
-        return compute_gradient(self.engine, self.loss_function, batch, self.plan)
+        loss_function = self.loss_function.at(int(batch.positions[0]))
+        return compute_gradient(self.engine, loss_function, batch, self.plan)
 
     def update(self, learning_rate: float, limit: float | Tensor) -> Verdict:
         """Move weights and moments, unless the gradient's norm is above ``limit`` or none at all (collective)."""

@@ -1,7 +1,7 @@
 """What is trained: an objective, further losses beside it, and the draws that each image gets."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -11,11 +11,12 @@ from dit_scale.conditioning import Condition
 from dit_scale.diffusion import Objective, Terms
 from dit_scale.draws import Stream
 from dit_scale.latents import LatentSpec, sample_latent
+from dit_scale.training.routing import TokenDraws
 
 Network = Callable[..., Any]
 """``(noised_latent, time, condition) -> output``; with ``hidden=(8, ...)`` it returns ``(output, [tokens, ...])``."""
 Hidden = int | str
-"""A block by its number from 1, for its tokens; or a side layer by its name, for what it returns."""
+"""A block by its number from 1, for its tokens; or a side layer of the network by its name, for what it returns."""
 
 
 class Pass(NamedTuple):
@@ -25,10 +26,14 @@ class Pass(NamedTuple):
     """Of the images in the stream, [N]."""
     latent: Tensor
     """Without noise, [N, C, S, S]."""
+    noise: Tensor
+    """What the objective mixes in, [N, C, S, S]."""
     time: Tensor
     """As the objective counts it, [N] or [N, k]."""
     hidden: dict[Hidden, Tensor]
-    """The tokens [N, T, D] of what a loss asked for, in the objective's first call."""
+    """What a loss asked for, in the objective's first call: of a block its tokens [N, T, D]."""
+    output: Tensor
+    """What the network returned in that call, [N, C_out, S, S]."""
     crops: Tensor | None = None
     """The images that became the latents, uint8 [N, 3, H, W], where the data give them."""
 
@@ -54,6 +59,11 @@ class LossFunction:
     label_dropout: float
     condition: Condition
     auxiliary: tuple[AuxiliaryLoss, ...] = ()
+    routing: TokenDraws | None = None
+
+    def at(self, position: int) -> "LossFunction":
+        """Return the loss of a step that holds the image at this position of the stream."""
+        return self if self.routing is None else replace(self, routing=self.routing.at(position))
 
     def __call__(
         self,
@@ -75,10 +85,12 @@ class LossFunction:
         if self.condition.has_null and self.label_dropout > 0:
             is_dropped = draws.uniform(self.seed, Stream.LABEL_DROPOUT, positions) < self.label_dropout
             conditions = self.condition.dropped(conditions, is_dropped)
-        wanted = {hidden for loss in self.auxiliary for hidden in loss.hidden}
-        asked = _Asked(network, conditions, tuple(sorted(wanted, key=lambda hidden: (isinstance(hidden, str), hidden))))
+        hidden = {each for loss in self.auxiliary for each in loss.hidden}
+        routed = {} if self.routing is None else self.routing.draw(self.seed, positions)
+        asked = _Asked(network, conditions, tuple(sorted(hidden, key=str)), routed)
         terms = self.objective.loss(asked, latent, noise, time)
-        seen = Pass(positions, latent, time, asked.hidden, crops)
+        assert asked.output is not None, "an objective calls the network"
+        seen = Pass(positions, latent, noise, time, asked.hidden, asked.output, crops)
         for loss in self.auxiliary:
             terms = terms | loss.terms(seen)
         return terms
@@ -90,17 +102,21 @@ class LossFunction:
 
 
 class _Asked:
-    """The network with its conditions settled, as an objective calls it; keeps the hidden states that are asked for."""
+    """The network with conditions and routes settled, as an objective calls it; keeps the hidden states asked for."""
 
-    def __init__(self, network: Network, conditions: Tensor, wanted: tuple[Hidden, ...]):
-        self._network, self._conditions, self._wanted = network, conditions, wanted
+    def __init__(self, network: Network, conditions: Tensor, asked: tuple[Hidden, ...], routed: dict[str, Tensor]):
+        self._network, self._conditions, self._asked, self._routed = network, conditions, asked, routed
         self.hidden: dict[Hidden, Tensor] = {}
+        self.output: Tensor | None = None
+        """Of the first call."""
 
     def __call__(self, noised: Tensor, time: Tensor) -> Tensor:
         output: Tensor
-        if self._wanted and not self.hidden:
-            output, states = self._network(noised, time, self._conditions, hidden=self._wanted)
-            self.hidden = dict(zip(self._wanted, states, strict=True))
+        if self._asked and not self.hidden:
+            output, states = self._network(noised, time, self._conditions, hidden=self._asked, **self._routed)
+            self.hidden = dict(zip(self._asked, states, strict=True))
         else:
-            output = self._network(noised, time, self._conditions)
+            output = self._network(noised, time, self._conditions, **self._routed)
+        if self.output is None:
+            self.output = output
         return output

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -74,10 +74,16 @@ class Summed:
 class StepMetrics:
     """Sums what ranks know of a step, in one all_reduce, and makes a line of it."""
 
-    def __init__(self, plan: BatchPlan, rank_times: RankTimes, flops_per_image: float, peak_flops: float | None):
-        """``peak_flops`` are those of all ranks together, where they are known."""
+    def __init__(
+        self,
+        plan: BatchPlan,
+        rank_times: RankTimes,
+        flops_of_step: Callable[[int], float] | None,
+        peak_flops: float | None,
+    ):
+        """``flops_of_step`` are an image's in a step of a number; ``peak_flops`` of all ranks, where they are known."""
         self._plan, self._rank_times = plan, rank_times
-        self._flops_per_image, self._peak_flops = flops_per_image, peak_flops
+        self._flops_of_step, self._peak_flops = flops_of_step, peak_flops
 
     def sum_over_ranks(self, losses: Losses, flags: Flags, phase_seconds: Mapping[Phase, float]) -> Sums:
         """Begin to sum what ranks know of a step (collective)."""
@@ -99,9 +105,9 @@ class StepMetrics:
     def line(self, pending: PendingMetrics, summed: Summed) -> dict[str, Any]:
         """Return a step's line of metrics.jsonl."""
         images_per_second = self._plan.global_batch_size / pending.seconds
-        peak = self._peak_flops
+        peak, step = self._peak_flops, pending.position.step
         line: dict[str, Any] = {
-            "step": pending.position.step,
+            "step": step,
             "time": pending.time,
             "images_seen": pending.position.images_seen,
             "loss": _or_none(summed.loss),
@@ -109,7 +115,7 @@ class StepMetrics:
             "learning_rate": pending.learning_rate,
             "step_seconds": pending.seconds,
             "images_per_second": images_per_second,
-            "mfu": images_per_second * self._flops_per_image / peak if peak else None,
+            "mfu": images_per_second * self._flops_of_step(step) / peak if peak and self._flops_of_step else None,
         }
         if summed.losses:
             line["losses"] = {name: _or_none(value) for name, value in summed.losses.items()}

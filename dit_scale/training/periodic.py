@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from dit_scale.autoencoder import Autoencoder
 from dit_scale.checkpoint.averages import youth
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
@@ -10,7 +11,7 @@ from dit_scale.distributed.runtime import World
 from dit_scale.sampling import Sampler
 from dit_scale.supervision.conveniences import Conveniences
 from dit_scale.supervision.phases import Phases
-from dit_scale.training.ema_images import sampler_of_run
+from dit_scale.training.ema_images import decoder_of_run, sampler_of_run
 from dit_scale.training.evaluation import Evaluation, check_is_measured
 from dit_scale.training.loss import LossFunction
 from dit_scale.training.preview import Preview
@@ -105,8 +106,11 @@ class PeriodicTasks:
 
 def _sampler_of(config: Config, dataset: LatentDataset, device: str, conveniences: Conveniences) -> Sampler | None:
     """Return what draws; None where nothing is to be drawn, or no decoder is there for previews (collective)."""
-    if config.evaluation.every_steps:
-        return sampler_of_run(config, dataset, device)
-    if config.preview.every_steps:
-        return conveniences.together("loading the decoder", lambda: sampler_of_run(config, dataset, device))
-    return None
+    if not (config.evaluation.every_steps or config.preview.every_steps):
+        return None
+
+    def load() -> Autoencoder:
+        return decoder_of_run(dataset, device)
+
+    decoder = load() if config.evaluation.every_steps else conveniences.together("loading the decoder", load)
+    return None if decoder is None else sampler_of_run(config, dataset, decoder, device)

@@ -10,6 +10,7 @@ from dit_scale.checkpoint import Checkpoint
 from dit_scale.config import FIXED_FOR_A_RUN, Config, config_from, get, used
 from dit_scale.errors import InputError
 from dit_scale.files import exclusive_lock, make_writable_folder
+from dit_scale.recipe import with_preset
 from dit_scale.supervision.history import LOCK
 
 CHECKPOINTS, BAD_STEPS = "checkpoints", "bad-steps.jsonl"
@@ -39,9 +40,10 @@ def check_resume(checkpoint: Checkpoint, config: Config, data: dict[str, Any]) -
             f"init_from={config.run_dir}"
         )
     saved = checkpoint.description
-    before = used(config_from(Config, saved.config))  # an older version took settings without effect
+    before = with_preset(used(config_from(Config, saved.config)))  # an older version took settings without effect
+    now = with_preset(config)
     for key in _single_keys(config):
-        old, new = get(before, key), get(config, key)
+        old, new = get(before, key), get(now, key)
         if old != new:
             raise InputError(
                 f"{key} is {new!r} but the run began with {old!r}, and it is fixed for a run; "

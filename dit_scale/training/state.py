@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dit_scale.checkpoint import Checkpoint, State, content_digests
 from dit_scale.checkpoint.averages import EMA, ema_kind
 from dit_scale.checkpoint.post_hoc import decay_at, gamma_of, power_kind
 from dit_scale.config import TrainSection
+from dit_scale.distributed.fragments import Fragment
 from dit_scale.errors import InputError
 from dit_scale.training.ema import Moves, ShardedEMA
 from dit_scale.zero.optimizer_state import MASTER, OptimizerState
@@ -57,13 +59,18 @@ class TrainingState:
         optimizer = self.optimizer
         kinds = {kind: [view for _, view in optimizer.of_kind(kind, optimizer.owned)] for kind in optimizer.names}
         kinds |= {kind: ema.tensors for kind, ema in self.emas.items()}
-        return State(optimizer.shapes, optimizer.owned, kinds, optimizer.adam_step, optimizer.names)
+        # What is never trained is in every kind of weights alike; one rank writes it.
+        drawn = optimizer.drawn if dist.get_rank() == 0 else {}
+        owned = [*optimizer.owned, *(Fragment(name, 0, value.numel(), 0, 0) for name, value in drawn.items())]
+        flats = [value.flatten() for value in drawn.values()]
+        kinds |= {kind: [*kinds[kind], *flats] for kind in (MASTER, *self.emas)}
+        return State(self._shapes, owned, kinds, optimizer.adam_step, optimizer.names | {MASTER: set(self._shapes)})
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load a checkpoint of any number of ranks and any ZeRO stage, and check what was loaded (collective)."""
         optimizer = self.optimizer
-        if checkpoint.shapes != optimizer.shapes:
+        if checkpoint.shapes != self._shapes:
             raise RuntimeError(f"checkpoint '{checkpoint.folder}' holds other parameters than the model has")
         self._check_optimizer(checkpoint)
         for kind in optimizer.names:
@@ -75,10 +82,17 @@ class TrainingState:
             saved_as = kind if kind in checkpoint.kinds else EMA
             for fragment, tensor in zip(optimizer.owned, ema.tensors, strict=True):
                 tensor.copy_(checkpoint.read(saved_as, fragment.name, fragment.offset, fragment.numel))
+        for name, value in optimizer.drawn.items():
+            value.copy_(checkpoint.read(MASTER, name, 0, value.numel()).view_as(value))
         optimizer.adam_step = checkpoint.adam_step
         self._begin_moves(checkpoint.adam_step)
         optimizer.publish()
         self._verify(checkpoint)
+
+    @property
+    def _shapes(self) -> dict[str, torch.Size]:
+        """Of all that a checkpoint holds, whole."""
+        return self.optimizer.shapes | {name: value.shape for name, value in self.optimizer.drawn.items()}
 
     def _check_optimizer(self, checkpoint: Checkpoint) -> None:
         """Refuse, with an InputError, what another optimizer has saved."""

@@ -22,11 +22,6 @@ class Losses(NamedTuple):
 
 def compute_gradient(engine: Any, loss_function: Callable[..., Terms], batch: Batch, plan: BatchPlan) -> Losses:
     """Leave the gradient of a global batch in the engine, from this rank's part of it; the next step applies it."""
-    dtype = next(engine.module.parameters()).dtype
-
-    def network(noised_latent: Tensor, *conditions: Tensor, **asked: Any) -> Any:
-        return engine(noised_latent.to(dtype), *conditions, **asked)
-
     is_whole = torch.ones(len(batch.positions))
     is_whole[list(batch.damaged)] = 0.0  # a record set aside has no part in the step
     totals: list[Tensor] = []
@@ -35,7 +30,7 @@ def compute_gradient(engine: Any, loss_function: Callable[..., Terms], batch: Ba
         inputs = (batch.moments, batch.conditions, batch.positions, *(() if batch.crops is None else (batch.crops,)))
         inputs = tuple(tensor[part].to(engine.device, non_blocking=True) for tensor in inputs)
         counts = is_whole[part].to(engine.device) if batch.damaged else None
-        terms = loss_function(network, *inputs)
+        terms = loss_function(engine, *inputs)
         losses = _counted(total(terms), counts)  # [micro batch]
         # DeepSpeed divides by the number of micro steps; the gradient is to be the mean over the rank's images.
         engine.backward(losses.sum() * (plan.gradient_accumulation_steps / plan.batch_size_per_rank))

@@ -23,7 +23,9 @@ class Validation:
     def __init__(self, dataset: LatentDataset, loss_function: LossFunction, config: Config, world: World):
         self._dataset, self._world = dataset, world
         self._records = dataset.held_out()[: config.validation.num_images]
-        self._loss_function = replace(loss_function, seed=loss_function.seed + _SEED, label_dropout=0.0, auxiliary=())
+        self._loss_function = replace(
+            loss_function, seed=loss_function.seed + _SEED, label_dropout=0.0, auxiliary=(), routing=None
+        )
         self._micro_batch = config.train.micro_batch_size_per_gpu
 
     @property
@@ -34,7 +36,6 @@ class Validation:
     @torch.no_grad()
     def loss(self, engine: Any) -> float:
         """Return the mean loss (collective: each rank computes its part)."""
-        dtype = next(engine.module.parameters()).dtype
         loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
         engine.eval()
         for share in shares(range(len(self._records)), self._micro_batch, self._world, is_collective=True):
@@ -45,7 +46,7 @@ class Validation:
                 tensor.to(engine.device)
                 for tensor in (moments, conditions, torch.from_numpy(places), torch.from_numpy(is_own))
             )
-            terms = self._loss_function(lambda x, t, y: engine(x.to(dtype), t, y), moments, conditions, positions)
+            terms = self._loss_function(engine, moments, conditions, positions)
             loss_sum += (total(terms).double() * counted).sum()
         engine.train()
         dist.all_reduce(loss_sum)

@@ -1,5 +1,6 @@
 """Configuration -> DeepSpeed engine: the one place that writes DeepSpeed's own configuration."""
 
+import logging
 import os
 from functools import partial
 from typing import Any
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dit_scale import optim
 from dit_scale.config import EngineConfig, TrainSection, refuse_unused
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
-from dit_scale.optim import build_optimizer, check_stage, groups_of
+from dit_scale.optim import build_optimizer, groups_of
 from dit_scale.parameters import DTYPES, num_trained, trained
 from dit_scale.zero.batches import BatchPlan
 
@@ -131,13 +133,18 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
 
 def check_engine(engine: EngineConfig, train: TrainSection) -> None:
     """Refuse what DeepSpeed refuses or gets wrong, and what has no effect, with an InputError."""
+    check_stage(engine, train)
+    refuse_unused(engine, "engine")
+
+
+def check_stage(engine: EngineConfig, train: TrainSection) -> None:
+    """Refuse, with an InputError, a ZeRO stage that is wrong with the precision or the optimizer."""
     if engine.zero_stage == 0 and engine.precision == "bf16":
         raise InputError(
             "engine.zero_stage=0 with engine.precision=bf16 makes DeepSpeed take a wrong Adam step; "
             "use engine.zero_stage=1 (the same memory on one rank) or engine.precision=fp32"
         )
-    check_stage(train, engine.zero_stage)
-    refuse_unused(engine, "engine")
+    optim.check_stage(train, engine.zero_stage)
 
 
 def _import_deepspeed() -> Any:
@@ -148,4 +155,10 @@ def _import_deepspeed() -> Any:
 
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logger.setLevel("WARNING")
+    # Of whatever it has no name for: here each is held to the update guard, or refused, and tried at the start.
+    logger.addFilter(_is_no_untested_optimizer)
     return deepspeed
+
+
+def _is_no_untested_optimizer(record: logging.LogRecord) -> bool:
+    return "untested optimizer" not in record.getMessage()

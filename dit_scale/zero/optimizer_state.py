@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dit_scale.distributed.fragments import Fragment, share
 from dit_scale.optim import begin_state
-from dit_scale.parameters import trained
+from dit_scale.parameters import drawn, trained
 
 MASTER = "master"
 
@@ -28,6 +28,8 @@ class OptimizerState:
         groups = self._base.param_groups
         self._trainable: dict[str, Any] = dict(trained(engine.module))
         self.shapes = {name: _full_shape(parameter) for name, parameter in self._trainable.items()}
+        self.drawn = drawn(engine.module)
+        """What belongs to the weights but is never trained, and so is in no fragment; whole on every rank."""
         group_of = {name: group for group in groups for name in group["names"]}
         self.names = {MASTER: set(self.shapes)}
         """By kind (``master``, then those of the optimizer) the parameters that have it."""

@@ -1,6 +1,8 @@
 """What is given as a source and is not read: archives, tables and arrays, each with what turns it into a source."""
 
+import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from dit_scale.image_files import is_hidden
@@ -44,7 +46,19 @@ def foreign_file(path: Path, name: str | None = None) -> str | None:
 
 
 def foreign_below(folder: Path) -> str | None:
-    """Return the sentence for the first such file below a folder, or None where there is none."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _ENDINGS and not is_hidden(path.name))
-    sentences = (foreign_file(path, str(path.relative_to(folder))) for path in paths if path.is_file())
+    """Return the sentence for the first such file below a folder, or None where there is none.
+
+    Names are taken in order, a folder's files before its folders, and nothing is listed beyond the first such file.
+    """
+    sentences = (foreign_file(path, str(path.relative_to(folder))) for path in _files_below(folder))
     return next(filter(None, sentences), None)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files that may be such ones; a folder is listed when those before it have been looked at."""
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(place, name)
+            if path.suffix.lower() in _ENDINGS and not is_hidden(name) and path.is_file():
+                yield path

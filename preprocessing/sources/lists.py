@@ -13,7 +13,7 @@ from dit_scale.classes import ClassNames
 from dit_scale.documents import Misfit, parsed
 from dit_scale.errors import InputError
 from preprocessing.sources.classes import number_labels
-from preprocessing.sources.names import LeftOut, ending_of, is_image, is_list, tidy, to_bytes
+from preprocessing.sources.names import LeftOut, ending_of, from_bytes, is_image, is_list, tidy, to_bytes
 from preprocessing.sources.table import WHOLE_FILE, Row, Table, table_of
 
 _EDM_LIST = "dataset.json"
@@ -52,8 +52,8 @@ def list_listed(path: Path, given: ClassNames | None, left_out: LeftOut) -> tupl
     for one, other in pairwise(entries):
         if one.path == other.path:
             raise InputError(
-                f"'{path}' lists '{_text(one.path)}' twice, in {_unit(path)}s {one.line} and {other.line}; list each "
-                f"image once"
+                f"'{path}' lists '{from_bytes(one.path)}' twice, in {_unit(path)}s {one.line} and {other.line}; list "
+                f"each image once"
             )
     left_out[UNLISTED] += _count_unlisted(path, entries)
     labels, class_names = number_labels([entry.label for entry in entries], given, f"'{path}'")
@@ -140,14 +140,14 @@ def _count_unlisted(path: Path, entries: list[_Entry]) -> int:
     images: dict[bytes, int] = {}
     for entry in entries:
         folder, _, base = entry.path.rpartition(b"/")
-        names = _names_in(path.parent / _text(folder))
+        names = _names_in(path.parent / from_bytes(folder))
         if folder not in images:
-            images[folder] = sum(is_image(_text(name)) for name in names)
-        images[folder] -= is_image(_text(base))
+            images[folder] = sum(is_image(from_bytes(name)) for name in names)
+        images[folder] -= is_image(from_bytes(base))
         if base not in names:
             raise InputError(
-                f"{_unit(path)} {entry.line} of '{path}' names '{_text(entry.path)}', which is not in '{path.parent}'; "
-                f"write paths relative to the list's folder"
+                f"{_unit(path)} {entry.line} of '{path}' names '{from_bytes(entry.path)}', which is not in "
+                f"'{path.parent}'; write paths relative to the list's folder"
             )
     _names_in.cache_clear()
     return sum(images.values())
@@ -171,7 +171,3 @@ def _names_in(folder: Path) -> frozenset[bytes]:
         return frozenset(to_bytes(entry.name) for entry in folder.iterdir())
     except OSError:
         return frozenset()
-
-
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "surrogateescape")

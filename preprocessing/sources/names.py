@@ -51,6 +51,11 @@ def to_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
+def from_bytes(name: bytes) -> str:
+    """Return the text of a name as the file system has it."""
+    return name.decode("utf-8", "surrogateescape")
+
+
 def tidy(path: str) -> str:
     """Return a relative path without ``.`` and ``//``; ``..`` stays, which may lead through a symbolic link."""
     return str(PurePosixPath(path))

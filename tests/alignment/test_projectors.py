@@ -66,7 +66,8 @@ def test_the_loss_and_every_gradient_are_as_published(name: str) -> None:
     velocity, hidden = model(noised, t, io["loss_y"], hidden=alignment.hidden)
     denoising = sample_mean((velocity - (noise - data)) ** 2)
     crops = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
-    terms = alignment.terms(Pass(t, data, t, dict(zip(alignment.hidden, hidden, strict=True)), crops))
+    asked = dict(zip(alignment.hidden, hidden, strict=True))
+    terms = alignment.terms(Pass(t, data, noise, t, asked, velocity, crops))
     assert_parity(f"{name} loss_denoising", denoising, io["loss_denoising"])
     assert terms["alignment"].value.shape == (4,)
     assert_parity(f"{name} loss_projection", terms["alignment"].value.mean()[None], io["loss_projection"])
@@ -115,7 +116,8 @@ def test_targets_normalised_over_places() -> None:
             expected = [(value - 0.6 * mean) / (deviation + 1e-6) for value in values]
             assert found[image, :, channel].tolist() == pytest.approx(expected, rel=1e-4)
     hidden = {"projectors.0": torch.randn(2, 16, 5)}
-    seen = Pass(torch.zeros(2), torch.zeros(2), torch.zeros(2), hidden, torch.zeros(2, 3, 2, 2, dtype=torch.uint8))  # type: ignore
+    crops, nothing = torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.zeros(2)
+    seen = Pass(nothing, nothing, nothing, nothing, hidden, nothing, crops)  # type: ignore
     losses = [
         Alignment([Fixed(target)], 1.0, part).terms(seen)["alignment"].value  # type: ignore
         for target, part in ((features, 0.6), (found, 0.0), (features, 0.0))

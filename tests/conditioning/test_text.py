@@ -78,7 +78,7 @@ def test_a_text_is_read_dropped_embedded_and_guides(container: str, tmp_path: Pa
     assert products_of(model.config).training > 0  # plan sees it, too
     settings = SamplingSettings(num_sampling_steps=3, cfg_scale=2.0)
     text, indices = batch.conditions[:2], torch.arange(2)
-    settings.check(loss_function.objective, LATENTS.channels, model.out_channels, model.condition.has_null)
+    settings.check(loss_function.objective, model)
     guided = sample_latents(model, loss_function.objective, LATENTS, text, indices, settings)
     plain = SamplingSettings(num_sampling_steps=3)
     by_text = sample_latents(model, loss_function.objective, LATENTS, text, indices, plain)

@@ -107,6 +107,7 @@ def test_what_issue_and_users_gave(override: str, sentence: str) -> None:
         (Config, ["train.rate_schedule=cosine", "train.final_learning_rate=1"], "is above train.learning_rate=0.0001"),
         (Config, ["diffusion.num_timesteps=20"], "preview.num_sampling_steps=50 is above diffusion.num_timesteps=20"),
         (Config, ["model.label_dropout=0"], "preview.cfg_scale=4.0 guides, but model.label_dropout=0"),
+        (Config, ["model.condition=none"], "preview.cfg_scale=4.0 guides, but model.condition=none leaves nothing to"),
         (Config, ["validation.every_steps=5"], "validation.every_steps=5 needs held-out records"),
         (Config, ["data.path={}"], "data.path={} is neither a folder nor {folder: weight"),
         (Config, ["data.path={a: x}"], "data.path gives 'a' the weight x; give a number above 0"),

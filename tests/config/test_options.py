@@ -3,6 +3,7 @@
 import argparse
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -31,11 +32,12 @@ def read(*words: str) -> SampleConfig:
 def test_options_are_the_settings_of_a_run() -> None:
     """What `sample` is told and what an evaluation is told come to the same."""
     words = "--solver ddpm --num-sampling-steps 250 --cfg-scale 1.5 --guidance-channels 3 --guidance-interval 0.1,0.8"
-    given = read(*words.split(), "--solver-option", "time-shift=2", "--solver-option", "eta=1")
+    given = read(*words.split(), "--guide-by", "early", "--solver-option", "time-shift=2", "--solver-option", "eta=1")
     overrides = [
         "solver=ddpm",
         "num_sampling_steps=250",
         "cfg_scale=1.5",
+        "guide_by=early",
         "guidance_channels=3",
         "guidance_interval=[0.1,0.8]",
         "solver_options={time_shift: 2, eta: 1}",
@@ -45,6 +47,18 @@ def test_options_are_the_settings_of_a_run() -> None:
         config = load_config(Config, None, ["run_dir=r", "data.path=d", f"{section}.every_steps=5", *settings])
         for entry in fields(SamplingConfig):
             assert getattr(getattr(config, section), entry.name) == getattr(given, entry.name)
+
+
+def test_null_is_the_weaker_model_where_none_is_named(tmp_path: Path) -> None:
+    assert read("--cfg-scale", "2", "--guide-by", "null") == read("--cfg-scale", "2")
+    path = tmp_path / "config.yaml"
+    path.write_text("preview: {guide_by: null}\n")
+    needed = ["run_dir=r", "data.path=d"]
+    assert load_config(Config, path, needed).preview.guide_by is None
+    without_null = [*needed, "model.label_dropout=0", "evaluation.every_steps=0"]
+    with pytest.raises(InputError, match=r"preview\.cfg_scale=4\.0 guides, but model\.label_dropout=0 leaves no null"):
+        load_config(Config, path, without_null)
+    assert load_config(Config, None, [*without_null, "preview.guide_by=early"]).preview.guide_by == "early"
 
 
 def test_without_options_the_defaults_stand() -> None:
@@ -72,6 +86,10 @@ def test_without_options_the_defaults_stand() -> None:
         (
             ["--solver-option", "eta"],
             "--solver-option eta is not of the form NAME=X; write it like --solver-option eta=1",
+        ),
+        (
+            ["--solver-option", "time-shift=2", "--solver-option", "time_shift=3"],
+            "--solver-option time_shift is given twice, as 2 and as 3; give it once",
         ),
         (["--solver-option", "eta=x"], "--solver-option eta=x is not a number; give a number"),
         (["--solver-option", "time-shift=inf"], "--solver-option time_shift=inf is not finite; give a number"),

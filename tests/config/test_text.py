@@ -102,6 +102,17 @@ def test_a_path_may_be_a_mapping(tmp_path: Path) -> None:
     assert load_config(Config, path, ["data.path=on"]).data.path == "on"
 
 
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell sees to it in YAML, nor behind the ``=`` of a dotted key."""
+    monkeypatch.setenv("HOME", "/home/x")
+    path = tmp_path / "config.yaml"
+    path.write_text("run_dir: ~/r\ndata: {path: {~/a: 1, b/~/c: 2}, class_names: {~/a: {c: d}}}\nwandb: {name: '~'}\n")
+    config = load_config(Config, path, ["init_from=~/w.pt"])
+    assert (config.run_dir, config.init_from, config.wandb.name) == ("/home/x/r", "/home/x/w.pt", "~")
+    assert (list(config.data.path), list(config.data.class_names)) == (["/home/x/a", "b/~/c"], ["/home/x/a"])
+    assert load_config(Chain, None, ["paths.run=~/runs/b", "site=~root/s"]).paths == {"run": "/home/x/runs/b"}
+
+
 def test_a_brace_after_a_dollar_is_resolved_unless_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOMEWHERE", "/data/0042")
     written = {"${oc.env:SOMEWHERE}/x": "/data/0042/x", r"a\${x}": "a${x}", "$x": "$x", "a$": "a$", "{x}": "{x}"}

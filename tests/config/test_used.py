@@ -3,11 +3,12 @@
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 import yaml
 
+from dit_scale.checkpoint import Checkpoint
 from dit_scale.config import (
     Config,
     EncodeConfig,
@@ -19,9 +20,10 @@ from dit_scale.config import (
     to_yaml,
     used,
 )
-from dit_scale.config.fields import When, shown
+from dit_scale.config.fields import When, is_choice, shown, unwrap
 from dit_scale.config.options import _flag
 from dit_scale.errors import InputError
+from dit_scale.training.run_folder import check_resume
 from tests.config.walk import Place, parametrized, places
 
 NEEDED = ["run_dir=r", "data.path=d"]
@@ -47,6 +49,12 @@ NEEDED = ["run_dir=r", "data.path=d"]
         ),
         (Config, ["diffusion.time_distribution=logit_normal"], "has no effect with diffusion.name=gaussian"),
         (Config, ["diffusion.name=flow", "diffusion.logit_mean=1"], "give diffusion.time_distribution=logit_normal"),
+        (Config, ["diffusion.cosine_weight=1"], "give diffusion.name=flow"),
+        (Config, ["diffusion.time_at_data=0"], "give diffusion.name=flow"),
+        (Config, ["diffusion.time_interval=[0.1,1]"], "give diffusion.name=flow"),
+        (Config, ["diffusion.time_shift=null"], "give diffusion.name=flow"),
+        (Config, ["diffusion.name=flow", "diffusion.time_shift_base=64"], "give diffusion.time_shift=null"),
+        (Config, ["diffusion.name=flow", "diffusion.min_snr_gamma=5"], "give diffusion.name=gaussian"),
         (Config, ["data.shuffle_window_blocks=3"], "give data.shuffle_block_records above 0"),
         (Config, ["train.final_learning_rate=1e-5"], "give train.rate_schedule=cosine"),
         (Config, ["engine.zero_stage=0", "engine.offload_optimizer=true"], "give engine.zero_stage=1, 2 or 3"),
@@ -71,6 +79,13 @@ NEEDED = ["run_dir=r", "data.path=d"]
         (Config, ["preview.cfg_scale=1", "preview.guidance_channels=3"], "has no effect with preview.cfg_scale=1.0"),
         (Config, ["preview.cfg_scale=1", "preview.guidance_interval=[0,1]"], "has no effect with preview.cfg_scale=1."),
         (Config, ["evaluation.every_steps=5", "evaluation.guidance_channels=3"], "with evaluation.cfg_scale=1.0"),
+        (Config, ["model.condition=none", "model.label_dropout=0.1"], "or give another model.condition"),
+        (Config, ["preview.cfg_scale=1", "preview.guide_by=early"], "has no effect with preview.cfg_scale=1.0"),
+        (
+            Config,
+            ["diffusion.early_weight=0.3"],
+            "has no effect with model.early_block=0; leave it out, or give model.",
+        ),
         (EncodeConfig, ["autoencoder.pca_channels=5"], "give autoencoder.name=pca"),
         (EncodeConfig, ["autoencoder.name=pca", "autoencoder.revision=main"], "or give another autoencoder.name"),
         (EncodeConfig, ["autoencoder.name=pca", "autoencoder.compile=true"], "or give another autoencoder.name"),
@@ -92,6 +107,18 @@ def test_a_key_without_effect_is_refused_by_name(schema: type, overrides: list[s
     assert sentence in str(caught.value)
     with pytest.raises(InputError, match="has no effect"):
         load_config(schema, None, [*needed, *reversed(overrides)])  # the order of words says nothing
+
+
+def test_a_value_may_have_an_effect_that_others_have_not() -> None:
+    config = load_config(Config, None, [*NEEDED, "diffusion.name=flow", "diffusion.prediction=x0"])
+    assert config.diffusion.prediction == "x0"
+    assert config_from(Config, resolved(config)) == config
+    assert used(config) == config
+
+
+def test_an_interval_of_times_rises() -> None:
+    with pytest.raises(InputError, match=r"diffusion.time_interval=\[0\.5, 0\.5\] does not rise"):
+        load_config(Config, None, [*NEEDED, "diffusion.name=flow", "diffusion.time_interval=[0.5,0.5]"])
 
 
 def test_a_file_alone_is_refused_too(tmp_path: Path) -> None:
@@ -121,9 +148,11 @@ def test_a_key_without_effect_is_refused_at_its_default_too(place: Place, tmp_pa
     """With the choices that the schema itself makes, or the first one against it."""
     condition, prefix = place.entry.metadata["only_if"], place.key.removesuffix(place.entry.name)
     choice = next(entry for entry in fields(place.section) if entry.name == condition.name)
-    some = (False, True) if choice.type is bool else (*get_args(choice.type), *condition.but, "d")
+    values = get_args(choice.type) if is_choice(choice.type) else (1,) if unwrap(choice.type)[0] in (int, float) else ()
+    some = (False, True) if choice.type is bool else (*values, *condition.but, "d")
     others = [value for value in some if _breaks(condition, value)]
     needed = [*place.needed, f"{prefix}{condition.name}={shown(others[0])}"]
+    needed += ["preview.cfg_scale=1"] if prefix == "model." else []  # a model without a condition is not guided
     key = f"{place.key}={shown(place.entry.default)}"
     with pytest.raises(InputError, match=rf"^{place.key}=.* has no effect with {prefix}{condition.name}="):
         load_config(place.schema, None, [*needed, key])
@@ -139,6 +168,14 @@ def test_a_key_without_effect_is_refused_at_its_default_too(place: Place, tmp_pa
 
 def _breaks(condition: When, value: Any) -> bool:
     return not condition.holds(SimpleNamespace(**{condition.name: value}))
+
+
+def test_a_comment_that_names_the_program_makes_no_resolved_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for comment in ("dit_scale settings of mine", "dit_scale: my run", "dit_scale 2 nodes", "dit_scale"):
+        path.write_text(f"# {comment}\ndiffusion: {{name: flow, prediction: epsilon}}\n")
+        with pytest.raises(InputError, match=r"diffusion\.prediction=epsilon has no effect"):
+            load_config(Config, path, NEEDED)
 
 
 def test_a_resolved_file_may_be_changed_by_one_choice(tmp_path: Path) -> None:
@@ -180,6 +217,23 @@ def test_what_an_older_version_stored_is_read(tmp_path: Path) -> None:
     assert load_config(EncodeConfig, path, is_stored=True).autoencoder.precision == "fp32"
     with pytest.raises(InputError, match=r"autoencoder\.precision=bf16 has no effect"):
         load_config(EncodeConfig, path)
+
+
+def test_a_run_folders_own_file_goes_on_with_what_an_older_version_took(tmp_path: Path) -> None:
+    """A copy is refused, as any file is in which someone may have meant it."""
+    stored = resolved(load_config(Config, None, [*NEEDED, "model.condition=none", "preview.cfg_scale=1"]))
+    stored["model"]["label_dropout"], stored["preview"]["guidance_channels"] = 0.3, 3
+    path = tmp_path / "config.yaml"
+    path.write_text(f"# dit_scale 0.1.0\n{yaml.safe_dump(stored)}")
+    with pytest.raises(InputError, match=r"model\.label_dropout=0\.3 has no effect with model\.condition=none"):
+        load_config(Config, path)
+    (tmp_path / "checkpoints").mkdir()
+    config = load_config(Config, path, ["train.steps=9"])
+    assert (config.model.label_dropout, config.preview.guidance_channels, config.train.steps) == (0.1, None, 9)
+    with pytest.raises(InputError, match=r"preview\.guidance_channels=2 has no effect"):
+        load_config(Config, path, ["preview.guidance_channels=2"])
+    saved = SimpleNamespace(config=stored, data={"fingerprint": "f"}, position=SimpleNamespace(step=3))
+    check_resume(cast(Checkpoint, SimpleNamespace(kinds=["master"], description=saved)), config, saved.data)
 
 
 def test_a_condition_names_another_field_of_its_section() -> None:

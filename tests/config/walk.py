@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from dit_scale.config import Config, EncodeConfig, SampleConfig
-from dit_scale.config.fields import unwrap
+from dit_scale.config.fields import shown, unwrap
 from dit_scale.jobs.submit import Chain
 
 SCHEMAS: dict[type, list[str]] = {
@@ -43,11 +43,17 @@ class Place:
             if controller.default not in condition.values and not (
                 condition.but and controller.default not in condition.but
             ):
-                any_value = "[e]" if controller.default == () else 2
-                values = ["s3://b/f"] if condition.test else [*condition.values, any_value]
-                needed.append(f"{prefix}{condition.name}={str(values[0]).lower()}")
+                values = ["s3://b/f"] if condition.test else [*condition.values, _another_than_default(controller)]
+                needed.append(f"{prefix}{condition.name}={shown(values[0])}")
             conditions.append(controller.metadata.get("only_if"))
         return needed
+
+
+def _another_than_default(entry: Field[Any]) -> Any:
+    if entry.default == ():
+        return ["e"]
+    limits = entry.metadata.get("range")
+    return 2 if limits is None or limits.holds(2) else 0.5
 
 
 def places() -> Iterator[Place]:

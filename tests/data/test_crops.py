@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dit_scale.conditioning import RecordArray
 from dit_scale.config import Config, DataConfig, TrainSection
 from dit_scale.data.dataset import LatentDataset
 from dit_scale.data.loader import Batch, Loader, Reading
@@ -22,7 +23,7 @@ from tests.data.shard_folder import CROPS, write_folder
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_folder(tmp_path / "tar", [5, 1, 4], with_crops=True)
+    write_folder(tmp_path / "tar", [5, 1, 4], arrays=(RecordArray("text", "float16", (3,)),), with_crops=True)
     return tmp_path / "tar"
 
 

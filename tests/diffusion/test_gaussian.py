@@ -151,3 +151,35 @@ def test_bad_options_and_outputs_are_refused() -> None:
         GaussianDiffusion(schedule="linea")
     with pytest.raises(InputError, match="has 4 channels where learn_sigma=True needs 8"):
         GaussianDiffusion().loss(lambda *_: NOISE, LATENT, NOISE, TIME)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_min_snr_weighs_the_latents_error_alike_whatever_is_predicted(prediction: str, learn_sigma: bool) -> None:
+    """arXiv 2303.09556: whatever is predicted, the latent's squared error has the weight min(SNR, 5)."""
+    plain, clipped = (
+        GaussianDiffusion(prediction=prediction, learn_sigma=learn_sigma, min_snr_gamma=gamma) for gamma in (0.0, 5.0)
+    )
+    generator = torch.Generator().manual_seed(0)
+    latent, noise = torch.randn(2, 4, 4, 8, 8, generator=generator).unbind()
+    time = torch.tensor([0, 20, 300, 999])
+    at = plain.noise_schedule.tables(latent.device).at(time)
+    noised = at.alpha * latent + at.sigma * noise
+    wrong_latent = latent + 0.1
+    wrong_noise = (noised - at.alpha * wrong_latent) / at.sigma
+    answer = {"epsilon": wrong_noise, "v": at.alpha * wrong_noise - at.sigma * wrong_latent, "x0": wrong_latent}
+    channels = 2 if learn_sigma else 1
+    terms, unweighted = (
+        one.loss(lambda *_: answer[prediction].repeat(1, channels, 1, 1), latent, noise, time)
+        for one in (clipped, plain)
+    )
+    snr = (at.alpha / at.sigma).square().flatten()
+    torch.testing.assert_close(terms["mse"].value, 0.01 * snr.clamp(max=5.0), rtol=1e-2, atol=0)
+    assert not torch.allclose(unweighted["mse"].value, terms["mse"].value)
+    if learn_sigma:
+        assert torch.equal(terms["vb"].value, unweighted["vb"].value)
+
+
+def test_a_negative_min_snr_gamma_is_refused() -> None:
+    with pytest.raises(InputError, match="min_snr_gamma -1 is below 0; 5 is the published value"):
+        GaussianDiffusion(min_snr_gamma=-1)

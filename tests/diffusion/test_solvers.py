@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit_scale.diffusion import SOLVERS, FlowMatching, GaussianDiffusion, guided
-from dit_scale.diffusion.solvers import Solver
+from dit_scale.diffusion import SOLVERS, FlowMatching, GaussianDiffusion
+from dit_scale.diffusion.solvers import Solver, defaults_of
 from dit_scale.diffusion.solvers.adaptive import dopri5
 from dit_scale.diffusion.solvers.flow import euler, heun, midpoint, sde
 from dit_scale.diffusion.solvers.gaussian import ddim, ddpm, dpm_solver
 from dit_scale.errors import InputError
+from tests.networks import guided_by_null
 from tests.parity import Tiny, assert_parity, load_tensors, load_tiny
 
 LATENT, NOISE = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
@@ -20,7 +21,7 @@ LATENT, NOISE = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_se
 
 def sample(tiny: Tiny, solver: Solver, num_sampling_steps: int, cfg_scale: float) -> Tensor:
     noise, label = tiny.io["sample_xT"], tiny.io["sample_y"]
-    denoiser = guided(tiny.model, label, tiny.model.condition.nulls(label), cfg_scale)
+    denoiser = guided_by_null(tiny.model, label, cfg_scale)
     # Drawn for the published, doubled batch; its first half is what is returned.
     return solver(
         GaussianDiffusion(), denoiser, noise, num_sampling_steps, lambda step: tiny.io["ddpm_noises"][step, :2]
@@ -47,7 +48,7 @@ def test_gaussian_samples_as_published(
 def test_flow_samples_as_published(key: str, solver: Solver, num_sampling_steps: int, cfg_scale: float) -> None:
     model = load_tiny("tiny_a").model
     io = load_tensors("tiny_a_flow_io")
-    denoiser = guided(model, io["sample_y"], model.condition.nulls(io["sample_y"]), cfg_scale)
+    denoiser = guided_by_null(model, io["sample_y"], cfg_scale)
     latent = solver(FlowMatching(), denoiser, io["sample_xT"], num_sampling_steps)
     assert_parity(f"tiny_a_flow_io {key}", latent, io[key], rtol=1e-3, atol=1e-3)
 
@@ -246,7 +247,7 @@ def test_dopri5_agrees_with_torchdiffeq() -> None:
 
     model = load_tiny("tiny_a").model
     io = load_tensors("tiny_a_flow_io")
-    denoiser = guided(model, io["sample_y"], model.condition.nulls(io["sample_y"]), 1.0)
+    denoiser = guided_by_null(model, io["sample_y"], 1.0)
     with torch.no_grad():
         theirs = odeint(
             lambda t, latent: denoiser(latent, t.expand(len(latent)))[:, :4].float(),
@@ -357,3 +358,35 @@ def test_a_time_shift_moves_the_steps_towards_noise() -> None:
     for solver in (euler, midpoint, heun, partial(sde, step_noise=lambda _: NOISE)):
         with pytest.raises(InputError, match=r"time_shift 0 is not above 0"):
             solver(FlowMatching(), denoiser, NOISE, 4, time_shift=0)
+
+
+# ------------------------------------------------------------ shifted and shortened steps of flows
+
+
+@pytest.mark.parametrize("solver", [euler, midpoint, heun, partial(sde, step_noise=lambda step: NOISE)])
+def test_steps_are_shifted_as_the_objective_is_unless_told_otherwise(solver: Solver) -> None:
+    told: list[float] = []
+
+    def denoiser(noised: Tensor, time: Tensor) -> Tensor:
+        told.append(time[0].item())
+        return 0.3 * noised
+
+    plain, shifted = FlowMatching(), FlowMatching(time_shift=3.0)
+    by_objective = solver(shifted, denoiser, NOISE, 4)
+    assert torch.equal(by_objective, solver(plain, denoiser, NOISE, 4, time_shift=3.0))
+    assert torch.equal(solver(plain, denoiser, NOISE, 4), solver(shifted, denoiser, NOISE, 4, time_shift=1.0))
+    assert not torch.equal(by_objective, solver(plain, denoiser, NOISE, 4))
+    assert defaults_of("heun", shifted) == {"time_shift": 3.0}
+    assert defaults_of("heun", plain) == {"time_shift": 1.0}
+    assert defaults_of("ddim", GaussianDiffusion()) == {"eta": 0.0}
+
+
+def test_steps_end_where_they_are_told_to() -> None:
+    """With a velocity of 1 the latent falls by the time that was passed through."""
+    flow = FlowMatching(time_at_data=0)
+    for solver in (euler, midpoint, heun):
+        for shift, end in ((1.0, 0.001), (4.0, 0.004 / 1.003)):
+            latent = solver(flow, lambda noised, _: torch.ones_like(noised), NOISE, 5, time_shift=shift, end_time=0.001)
+            torch.testing.assert_close(NOISE - latent, torch.full_like(NOISE, 1 - end))
+    with pytest.raises(InputError, match=r"end_time 1 is not in \[0, 1\); 0 ends at the latent"):
+        euler(flow, lambda noised, _: noised, NOISE, 5, end_time=1.0)

@@ -18,13 +18,10 @@ from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.training.loss import LossFunction
-from dit_scale.training.state import TrainingState
 from dit_scale.training.step import compute_gradient
 from dit_scale.zero.batches import plan_batches
-from dit_scale.zero.engine import build_engine
-from dit_scale.zero.optimizer_state import OptimizerState
 from dit_scale.zero.update_guard import UpdateGuard
-from tests.distributed.worker import LATENTS, batch_at, small_model
+from tests.distributed.worker import LATENTS, batch_at, begin, small_model
 
 BATCH, STEPS = 4, 3
 
@@ -34,10 +31,7 @@ def losses_of(stage: Literal[0, 1, 2, 3], every: int, is_compiled: bool, world: 
     train = TrainSection(global_batch_size=BATCH, micro_batch_size_per_gpu=BATCH // 2, learning_rate=1e-3)
     plan = plan_batches(train, world.world_size)
     engine_config = EngineConfig(zero_stage=stage, precision="fp32", compile=is_compiled, checkpoint_every_blocks=every)
-    model = small_model()
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    engine = build_engine(model, engine_config, train, plan, world, "cpu")
-    TrainingState(OptimizerState(engine), train).start_from(weights)
+    engine, _ = begin(small_model(), engine_config, train, world)
     gate, loss_function = UpdateGuard(engine), LossFunction(build_objective("gaussian"), LATENTS, 0, 0.5, Labels(5))
     losses = []
     for step in range(STEPS):

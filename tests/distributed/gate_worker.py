@@ -28,10 +28,8 @@ from dit_scale.training.spikes import FEWEST_NORMS, SpikeLimit
 from dit_scale.training.state import TrainingState
 from dit_scale.training.step import compute_gradient
 from dit_scale.zero.batches import plan_batches
-from dit_scale.zero.engine import build_engine
-from dit_scale.zero.optimizer_state import OptimizerState
 from dit_scale.zero.update_guard import NOTHING_PASSES, UpdateGuard
-from tests.distributed.worker import LATENTS, batch_at, small_model, whole_master
+from tests.distributed.worker import LATENTS, batch_at, begin, small_model, whole_master
 
 BATCH, STEPS = 4, 4
 DISCARDED = 2
@@ -137,9 +135,7 @@ def measure(
     plan = plan_batches(train, world.world_size)
     model = small_model()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    engine = build_engine(model, EngineConfig(zero_stage=stage, precision="fp32"), train, plan, world, device)
-    state = TrainingState(OptimizerState(engine), train)
-    state.start_from(weights)
+    engine, state = begin(model, EngineConfig(zero_stage=stage, precision="fp32"), train, world, device)
     first = [weights.clone() for weights in state.optimizer.owned_masters]
     gate, verdicts, reads = UpdateGuard(engine, LONGEST), [], Reads(device)
     spikes, masters_of_updates = SpikeLimit(100.0, [1.0] * FEWEST_NORMS, gate.device), []

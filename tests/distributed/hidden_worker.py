@@ -14,12 +14,9 @@ from torch import Tensor
 
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
-from dit_scale.training.state import TrainingState
-from dit_scale.zero.batches import plan_batches
-from dit_scale.zero.engine import build_engine, set_learning_rate
-from dit_scale.zero.optimizer_state import OptimizerState
+from dit_scale.zero.engine import set_learning_rate
 from dit_scale.zero.update_guard import UpdateGuard
-from tests.distributed.worker import small_model
+from tests.distributed.worker import begin, small_model
 
 BATCH, STEPS, RATE = 4, 3, 1e-3
 HIDDEN = (3, 1)  # in this order
@@ -53,10 +50,7 @@ def under_deepspeed(stage: Literal[0, 1, 2, 3], every: int, is_compiled: bool, w
     """Return the same of an engine whose ranks see a part each."""
     train = TrainSection(global_batch_size=BATCH, micro_batch_size_per_gpu=BATCH, learning_rate=RATE)
     config = EngineConfig(zero_stage=stage, precision="fp32", compile=is_compiled, checkpoint_every_blocks=every)
-    model = small_model()
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    engine = build_engine(model, config, train, plan_batches(train, world.world_size), world, "cpu")
-    TrainingState(OptimizerState(engine), train).start_from(weights)
+    engine, _ = begin(small_model(), config, train, world)
     gate, size = UpdateGuard(engine), BATCH // world.world_size
     losses, norms = [], []
     for _ in range(STEPS):

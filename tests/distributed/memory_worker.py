@@ -1,31 +1,40 @@
 """A rank that counts the bytes of every tensor alive in real engines; run under torchrun.
 
-Prints one JSON line on rank zero: for each stage and precision the bytes measured and estimated.
+Prints one JSON line on rank zero: for each stage, precision and optimizer the bytes measured and estimated, between
+backward and the update, and at most while an optimizer that does not know the verdict updates.
 """
 
 import gc
 import json
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
 
 from dit_scale.conditioning import Labels
 from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.models import DiT
+from dit_scale.optim import OPTIMIZERS, Algorithm, Group, everything, groups_of
 from dit_scale.planning.memory import TrainingSetup, estimate_memory
 from dit_scale.training.loss import LossFunction
-from dit_scale.training.state import TrainingState
 from dit_scale.training.step import compute_gradient
 from dit_scale.zero.batches import plan_batches
-from dit_scale.zero.engine import build_engine
-from dit_scale.zero.optimizer_state import OptimizerState
 from dit_scale.zero.update_guard import UpdateGuard
-from tests.distributed.worker import LATENTS, batch_at
+from tests.distributed.worker import LATENTS, batch_at, begin
 
+
+def adagrad(train: TrainSection) -> Sequence[Group]:
+    """Return one group of an optimizer that keeps one number of each, and does not know the verdict."""
+    return [Group(everything, Algorithm("Adagrad", torch.optim.Adagrad, ("sum",)))]
+
+
+OPTIMIZERS["adagrad"] = adagrad
 BATCH, MICRO_BATCH, BUCKET = 8, 2, 100_000
 
 
@@ -41,12 +50,29 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-def measure(stage: Literal[0, 1, 2, 3], precision: Literal["fp32", "bf16"], world: World) -> tuple[int, int]:
-    """Return the most bytes held between backward and update, and the estimate of the same."""
+class _Choosing(TorchFunctionMode):
+    """Counts while what was updated and what was before lie beside each other, for the largest tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most_bytes = self._largest = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.where and result.numel() > self._largest:
+            self._largest = result.numel()
+            self.most_bytes = live_bytes()
+        return result
+
+
+def measure(
+    stage: Literal[0, 1, 2, 3], precision: Literal["fp32", "bf16"], optimizer: Any, world: World
+) -> dict[str, tuple[int, int]]:
+    """Return the most bytes held between backward and update, and in an update, each with the estimate of the same."""
     before = live_bytes()
     model = DiT(latent_size=8, patch_size=2, hidden_size=384, depth=3, num_heads=6, num_classes=5)
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
     train = TrainSection(global_batch_size=BATCH, micro_batch_size_per_gpu=MICRO_BATCH)
+    train = replace(train, optimizer=optimizer)
     plan = plan_batches(train, world.world_size)
     config = EngineConfig(zero_stage=stage, precision=precision, bucket_elements=BUCKET if stage else None)
     setup = TrainingSetup(
@@ -56,13 +82,11 @@ def measure(stage: Literal[0, 1, 2, 3], precision: Literal["fp32", "bf16"], worl
         bytes_per_number=2 if precision == "bf16" else 4,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         bucket_elements=BUCKET,
+        groups=groups_of(train),
         on_gpu=False,
     )
     estimate = estimate_memory(model, setup)
-    engine = build_engine(model, config, train, plan, world, "cpu")
-    state = TrainingState(OptimizerState(engine), train)
-    state.start_from(weights)
-    del weights
+    engine, _state = begin(model, config, train, world)  # the averages live as long as it
     gate = UpdateGuard(engine)
     loss_function, seen = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, Labels(5)), []
     update: Any = engine.step
@@ -75,13 +99,18 @@ def measure(stage: Literal[0, 1, 2, 3], precision: Literal["fp32", "bf16"], worl
     gate.step()  # after it Adam has its moments
     engine.step = step_that_counts
     compute_gradient(engine, loss_function, batch_at(1, BATCH, world), plan)
-    gate.step()
+    with _Choosing() as choosing:
+        gate.step()
     held = estimate.states + estimate.gradients
     if stage == 3:  # its bucket is never let go
         held += estimate.buckets
     engine.step = update
     engine.destroy()
-    return max(seen), held
+    found = {"held": (max(seen), held)}
+    if optimizer != "adamw":  # which knows the verdict; where ZeRO shards, gradients have gone by then
+        updating = estimate.states + estimate.update_workspace + (estimate.gradients if stage == 0 else 0)
+        found["updating"] = (choosing.most_bytes - before, updating)
+    return found
 
 
 def main() -> None:
@@ -89,11 +118,13 @@ def main() -> None:
     world = World.from_environment()
     set_threads(world, 1)
     with process_group(world, "cpu"):
+        kinds: Any = [(stage, precision, "adamw") for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
+        kinds.remove((0, "bf16", "adamw"))
+        kinds += [(0, "fp32", "muon"), (1, "bf16", "adagrad")]
         results = {
-            f"{stage} {precision}": measure(stage, precision, world)
-            for stage in (0, 1, 2, 3)
-            for precision in ("fp32", "bf16")
-            if (stage, precision) != (0, "bf16")
+            f"{stage} {precision} {optimizer} {what}": pair
+            for stage, precision, optimizer in kinds
+            for what, pair in measure(stage, precision, optimizer, world).items()
         }
         dist.barrier()
         if world.is_rank_zero:

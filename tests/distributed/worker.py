@@ -78,6 +78,17 @@ def whole_master(state: TrainingState) -> dict[str, Tensor]:
     return completed(laid_out(optimizer.owned, tensors, optimizer.shapes, master[0].device), optimizer.shapes)
 
 
+def begin(
+    model: DiT, config: EngineConfig, train: TrainSection, world: World, device: str = "cpu"
+) -> tuple[Any, TrainingState]:
+    """Return an engine and its state, which begin with the model's weights (collective)."""
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    engine = build_engine(model, config, train, plan_batches(train, world.world_size), world, device)
+    state = TrainingState(OptimizerState(engine), train)
+    state.start_from(weights)
+    return engine, state
+
+
 def check_owned_once(state: TrainingState) -> None:
     """Assert that over all ranks every element of every parameter is owned exactly once (collective)."""
     owned, shapes = state.optimizer.owned, state.optimizer.shapes
@@ -123,8 +134,6 @@ def main(stage: int, precision: str, action: str, folder: Path, options: set[str
         world = replace(world, local_world_size=world.world_size // 2, local_rank=world.rank % (world.world_size // 2))
     set_threads(world, 1)
     with process_group(world, "cpu"):
-        model = small_model()
-        weights = {name: value.clone() for name, value in model.state_dict().items()}
         train = TrainSection(
             optimizer=next((name for name in OPTIMIZERS if name in options), "adamw"),  # type: ignore[arg-type]
             global_batch_size=12,
@@ -141,9 +150,7 @@ def main(stage: int, precision: str, action: str, folder: Path, options: set[str
             reduce_to_owners="to-owners" in options if stage in (1, 2) else None,
             checkpoint_every_blocks=2,
         )
-        engine = build_engine(model, config, train, plan, world, "cpu")
-        state = TrainingState(OptimizerState(engine), train)
-        state.start_from(weights)
+        engine, state = begin(small_model(), config, train, world)
         first = 0
         if action == "load":
             state.restore(Checkpoint(folder / "step-00000003"))

@@ -83,6 +83,7 @@ def _start(source: Path, output: Path, workers: int) -> "subprocess.Popen[str]":
         "shard_records": 4,
         "batch_size": 4,
         "decode_workers": 0,
+        "keep_crops": "true",
     }
     arguments = [f"{key}={value}" for key, value in settings.items()]
     return subprocess.Popen(
@@ -144,8 +145,8 @@ def _is_alive(pid: int) -> bool:
 def _undo_some(output: Path, rng: random.Random) -> None:
     """Lose some shards of a finished encoding, so that there is work to be killed in."""
     (output / "manifest.json").unlink()
-    for path in sorted(output.glob("*.tar")):
-        if rng.random() < 0.5:
+    for path in sorted([*output.glob("*.tar"), *output.glob("*.crops")]):
+        if rng.random() < 0.3:
             path.unlink()
 
 

@@ -26,6 +26,8 @@ STEPS = 24
 RANKS = 2
 MODEL = ["model.hidden_size=128", "model.depth=3"]
 """Large enough that a save takes a while in which it can be killed."""
+ROUTING = ["ratio=0.5", "from_block=2", "to_block=2", "fill=learnt", "path_drop=0.2", f"until_step={STEPS // 2}"]
+"""Some tokens go around a block in the first half of the run, and all go through it in the second."""
 
 Moment = Literal["step", "save", "load"]
 Victims = Literal["one rank", "all ranks and the launcher", "the launcher"]
@@ -72,7 +74,7 @@ def drill(
 
 def _arguments(shards: Path, run_dir: Path, zero_stage: int) -> list[object]:
     own = [f"train.steps={STEPS}", "checkpoint.every_steps=2", "checkpoint.keep=20", f"engine.zero_stage={zero_stage}"]
-    return [*settings(shards, run_dir), *MODEL, *own]
+    return [*settings(shards, run_dir), *MODEL, *(f"routing.{word}" for word in ROUTING), *own]
 
 
 def _lose_some(run_dir: Path) -> None:

@@ -4,7 +4,7 @@ import csv
 import functools
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from dit_scale.errors import InputError
 from dit_scale.interop import exporting
 from dit_scale.interop.exporting import export
 from dit_scale.interop.pipeline_folder import read_pipeline
-from dit_scale.models import DiT, NetworkConfig
+from dit_scale.models import DiT
 from dit_scale.recipe import model_of
 from dit_scale.sampling import sampler_of
 from tests.launch import run
@@ -266,23 +266,16 @@ def test_equal_class_names_stay_apart(kl: Path, tmp_path: Path, capsys: pytest.C
     assert "does not number the classes 0, 1, …; give --class-names FILE" in capsys.readouterr().err
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variant(NetworkConfig):
-    """As one that adds a block variant would: other values under the same names."""
-
-    norm: str = "layer"
-
-
 def test_a_network_that_diffusers_does_not_have_becomes_no_pipeline(
     imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def variant(*arguments: Any) -> DiT:
         model = model_of(*arguments)
-        model.config = Variant(**vars(model.config), norm="rms")
+        model.config = replace(model.config, qk_norm=True)  # its weights were refused before, by their names
         return model
 
     monkeypatch.setattr(exporting, "model_of", variant)
-    with pytest.raises(InputError, match=r"has model\.norm=rms, and DiTTransformer2DModel has layer; export --to pt"):
+    with pytest.raises(InputError, match=r"has model\.qk_norm=true, and DiTTransformer2DModel has false; export --to"):
         export(imported, tmp_path / "pipeline", "diffusers")
 
 

@@ -1,5 +1,6 @@
 """One configuration: what `model.*` of a file sets, what presets set and what `DiT` takes are the same."""
 
+import inspect
 import json
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -15,14 +16,15 @@ from dit_scale.models import PRESETS, DiT, NetworkConfig, build_model
 from dit_scale.models.config import FROM_DATA, FROM_SECTIONS
 from dit_scale.models.presets import SIZES
 from dit_scale.recipe import model_of
+from tests.networks import fill
 
 NETWORK = {entry.name: entry for entry in fields(NetworkConfig)}
 SCHEMA = {entry.name: entry for entry in fields(ModelConfig)}
 SMALL = {"latent_size": 8, "num_classes": 3, "patch_size": 2, "hidden_size": 16, "depth": 1, "num_heads": 2}
 
 
-def test_a_configuration_file_sets_every_field_that_data_do_not() -> None:
-    assert list(SCHEMA) == ["name", *(name for name in NETWORK if name not in (*FROM_DATA, *FROM_SECTIONS))]
+def test_a_configuration_file_sets_every_field_that_data_objective_and_sections_do_not() -> None:
+    assert list(SCHEMA) == ["name", *(name for name in NETWORK if name not in FROM_DATA + FROM_SECTIONS)]
     fixed = {key.removeprefix("model.") for key in FIXED_FOR_A_RUN if key.startswith("model.")}
     assert fixed == set(SCHEMA) - {"attention"}, "what changes the function stays for a run"
 
@@ -43,7 +45,7 @@ def test_defaults_and_choices_are_the_networks(name: str) -> None:
 
 def test_presets_set_fields_of_the_network_and_all_sizes() -> None:
     for preset in PRESETS.values():
-        assert set(SIZES) <= set(preset) <= set(NETWORK) - set(FROM_DATA)
+        assert set(SIZES) <= set(preset) <= set(NETWORK) - {*FROM_DATA, *FROM_SECTIONS}
 
 
 def test_a_network_keeps_its_configuration() -> None:
@@ -53,6 +55,30 @@ def test_a_network_keeps_its_configuration() -> None:
         latent_size=32, num_classes=10, patch_size=2, hidden_size=384, depth=2, num_heads=6
     )
     assert hash(model.config) == hash(NetworkConfig(**vars(model.config)))  # so that what is measured can be kept
+
+
+def test_editors_see_the_keywords() -> None:
+    keywords = inspect.signature(DiT).parameters
+    assert list(keywords) == list(NETWORK)
+    assert keywords["mlp_ratio"].default == 4.0 and keywords["depth"].annotation is int
+
+
+def test_a_network_is_told_each_of_several_times() -> None:
+    torch.manual_seed(0)
+    one = DiT(**SMALL)
+    torch.manual_seed(0)
+    two = DiT(**SMALL, num_times=2)
+    ours, theirs = dict(one.named_parameters()), dict(two.named_parameters())
+    further = [name for name in theirs if name not in ours]
+    assert len(further) == 4 and all(name.startswith("further_t_embedders.0.mlp.") for name in further)
+    assert theirs[further[0]].std().item() == pytest.approx(0.02, rel=0.1)
+    fill(two, std=0.2)
+    latent, label = torch.randn(2, 4, 8, 8), torch.tensor([0, 1])
+    times = torch.tensor([[0.9, 0.1], [0.8, 0.3]])
+    outputs = [two(latent, moved, label) for moved in (times, times + torch.tensor([0.1, 0.0]), times.flip(1))]
+    assert not any(torch.allclose(outputs[0], other) for other in outputs[1:])
+    with pytest.raises(InputError, match="num_times 0 is below 1"):
+        DiT(**SMALL, num_times=0)
 
 
 def test_an_unknown_keyword_is_an_error() -> None:

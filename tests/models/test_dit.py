@@ -8,6 +8,7 @@ from torch import Tensor
 from dit_scale.errors import InputError
 from dit_scale.models import DiT
 from dit_scale.models.fused import add_and_norm
+from tests.networks import fill
 from tests.parity import assert_parity, load_tensors, load_tiny
 
 SIZES: dict[str, Any] = {
@@ -189,10 +190,29 @@ def test_a_loss_on_a_hidden_state_reaches_the_blocks_before_it(is_compiled: bool
     assert has_gradient == [True, True, False]
 
 
-@pytest.mark.parametrize("number", [0, 3, -1])
-def test_hidden_states_of_no_block_are_refused(number: int) -> None:
-    with pytest.raises(InputError, match=f"hidden state {number} is asked for and blocks are numbered 1 to 2"):
-        random_model()(*inputs(), hidden=[1, number])
+@pytest.mark.parametrize("asked", [0, 3, -1, "early_layer", "blocks.0"])
+def test_hidden_states_of_no_block_are_refused(asked: int | str) -> None:
+    with pytest.raises(InputError, match=f"hidden state {asked} is asked for and blocks are numbered 1 to 2"):
+        random_model()(*inputs(), hidden=[1, asked])
+
+
+def test_an_early_layer_is_a_final_layer_after_its_block_and_leaves_the_rest_as_it_was() -> None:
+    torch.manual_seed(0)
+    without = DiT(**SIZES | {"depth": 3})
+    torch.manual_seed(0)
+    model = DiT(**SIZES | {"depth": 3, "early_block": 2})
+    names = list(without.state_dict())
+    assert list(model.state_dict())[: len(names)] == names
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in without.state_dict().items())
+    assert all(layer.weight.any() for layer in model.early_layer.modules() if isinstance(layer, torch.nn.Linear))
+    fill(model, std=0.2)
+    output, (tokens, early) = model(*inputs(), hidden=(2, "early_layer"))
+    assert torch.equal(output, model(*inputs()))
+    shorter = DiT(**SIZES | {"depth": 2})
+    weights = {name.replace("early_layer", "final_layer"): value for name, value in model.state_dict().items()}
+    shorter.load_state_dict({name: weights[name] for name in shorter.state_dict()})
+    assert torch.equal(early, shorter(*inputs()))
+    assert tokens.shape == (3, 16, 32)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +223,7 @@ def test_hidden_states_of_no_block_are_refused(number: int) -> None:
         ({"hidden_size": 30, "num_heads": 3}, "hidden_size 30 must be .* of 4"),
         ({"label_dropout": 1.0}, r"label_dropout 1.0 is not in \[0, 1\)"),
         ({"attention": "xformer"}, "attention 'xformer' is unknown; did you mean 'xformers'"),
+        ({"early_block": 3}, "early_block 3 is not one of 2 blocks; give 1 to 2, or 0 for none"),
     ],
 )
 def test_bad_sizes_are_refused(changes: dict[str, Any], message: str) -> None:

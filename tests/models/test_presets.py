@@ -6,6 +6,13 @@ from dit_scale.models import PRESETS, DiT, build_model
 from tests.parity import assert_parity, load_json
 
 REFERENCES = load_json("presets")
+AFTER_DIT = {
+    "LightningDiT-B/1": None,  # by preset: millions of parameters as its paper counts them, where it does
+    "LightningDiT-L/1": None,
+    "LightningDiT-XL/1": 675,
+    "DiT-DH-S": None,
+    "DiT-DH-XL": 839,
+}
 
 
 def build_on_meta(reference: str) -> DiT:
@@ -16,7 +23,7 @@ def build_on_meta(reference: str) -> DiT:
 
 def test_references_cover_every_published_preset() -> None:
     ours = {"DiT-1.5B/2", "DiT-3B/2", "DiT-7B/2"}
-    assert {reference.split("@")[0] for reference in REFERENCES} == set(PRESETS) - ours
+    assert {reference.split("@")[0] for reference in REFERENCES} == set(PRESETS) - ours - set(AFTER_DIT)
 
 
 @pytest.mark.parametrize("reference", REFERENCES)
@@ -24,6 +31,20 @@ def test_parameter_counts(reference: str) -> None:
     parameters = list(build_on_meta(reference).parameters())
     assert sum(p.numel() for p in parameters) == REFERENCES[reference]["params"]
     assert sum(p.numel() for p in parameters if p.requires_grad) == REFERENCES[reference]["trainable"]
+
+
+@pytest.mark.parametrize("name", AFTER_DIT)
+def test_those_after_dit_have_their_switches_and_sizes(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model(name, latent_size=16, num_classes=1000, in_channels=768 if "DH" in name else 32)
+    config = model.config
+    assert (config.norm, config.mlp, config.rope, config.learn_sigma) == ("rmsnorm", "swiglu", True, False)
+    assert (config.qk_norm, config.adaln_shift, config.patch_size) == (False, True, 1)
+    if "DH" in name:
+        assert (len(model.blocks), config.time_embedding) == (config.depth + 2, "fourier")
+        assert [stack.head_size for stack in config.stacks] == [64 if name == "DiT-DH-S" else 72, 128]
+    published = AFTER_DIT[name]
+    assert published is None or sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(published, rel=0.01)
 
 
 @pytest.mark.parametrize("reference", [r for r in REFERENCES if REFERENCES[r]["state_dict"]])

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dit_scale.config import Config, TrainSection, load_config
+from dit_scale.config import Config, DiffusionConfig, TrainSection, load_config
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import Failure
 from dit_scale.latents import LatentSpec
 from dit_scale.planning.choices import in_words, model_on_meta, setup_of, smaller_choices
+from dit_scale.planning.cluster import GPUS, Cluster
+from dit_scale.planning.search import _choices
 from dit_scale.supervision.out_of_memory import out_of_memory_explained
 from tests.data.shard_folder import write_folder
 from tests.end_to_end.conftest import images, shards  # noqa: F401 (fixtures)
@@ -59,6 +61,18 @@ def test_choices_go_on_until_they_fit() -> None:
     limit = choices["train.micro_batch_size_per_gpu=32"] - 1
     assert smaller_choices(config, model, setup, limit)[0].setting == "train.micro_batch_size_per_gpu=16"
     assert in_words(smaller_choices(config, model, setup, 1.0), 1.0).startswith("several of these together")
+
+
+def test_no_choice_parts_images_that_are_compared() -> None:
+    train = TrainSection(global_batch_size=256, micro_batch_size_per_gpu=64)
+    config = Config(run_dir="run", train=train, diffusion=DiffusionConfig(name="flow", contrastive_weight=0.05))
+    model = model_on_meta(config, LatentSpec(channels=4, size=32), 1000)
+    setup = setup_of(config, model, 1, on_gpu=True)
+    settings = [choice.setting for choice in smaller_choices(config, model, setup, limit_bytes=1.0)]
+    assert "train.micro_batch_size_per_gpu=2" in settings
+    assert "128 ranks" in settings
+    sizes = {one.train.micro_batch_size_per_gpu for one in _choices(config, model, Cluster(GPUS["h100"], 2), False)}
+    assert sizes == {2, 4, 8, 16, 32, 64, 128}
 
 
 def test_training_that_runs_out_says_what_to_change(shards: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -1,14 +1,18 @@
 """The estimate against what autograd really keeps; states are compared with real engines in tests/distributed."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from dit_scale.config import EngineConfig
+from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.diffusion import build_objective, total
 from dit_scale.latents import LatentSpec
-from dit_scale.models import DiT, build_model
+from dit_scale.models import DiT, Route, build_model
+from dit_scale.optim import block_matrices, groups_of
+from dit_scale.parameters import num_trained, trained
 from dit_scale.planning.measuring import kept_of
-from dit_scale.planning.memory import TrainingSetup, estimate_memory
+from dit_scale.planning.memory import TrainingSetup, checkpoint_bytes, estimate_memory
 from dit_scale.training.loss import LossFunction
 from dit_scale.zero.engine import wrap_blocks
 from tests.networks import kept_bytes
@@ -33,20 +37,46 @@ def bytes_kept_of_a_loss(model: DiT, images: int, dtype: torch.dtype) -> int:
     )
 
 
+OFF = EngineConfig(kernels="off")
+NARROW = {"hidden_size": 192, "num_heads": 6, "patch_size": 2}
+HEAD = {"head_hidden_size": 320, "head_num_heads": 5, "head_depth": 3}
+
+
+def every(blocks: int) -> EngineConfig:
+    return EngineConfig(checkpoint_every_blocks=blocks)
+
+
 @pytest.mark.parametrize(
-    ("name", "dtype", "every"),
+    ("name", "changes", "dtype", "engine"),
     [
-        ("DiT-S/2", torch.float32, 0),
-        ("DiT-S/2", torch.float32, 1),
-        ("DiT-S/2", torch.bfloat16, 0),
-        ("DiT-S/4", torch.float32, 5),
+        ("DiT-S/2", {}, torch.float32, every(0)),
+        ("DiT-S/2", {}, torch.float32, every(1)),
+        ("DiT-S/2", {}, torch.bfloat16, every(0)),
+        ("DiT-S/4", {}, torch.float32, every(5)),
+        ("LightningDiT-B/1", NARROW, torch.bfloat16, every(0)),
+        ("DiT-DH-S", NARROW | HEAD, torch.float32, every(0)),
+        ("DiT-DH-S", NARROW | HEAD, torch.float32, every(4)),
+        # The weights of all pairs of tokens, in fp32 and once more as they meet the values.
+        ("DiT-S/2", {"attention": "matmul"}, torch.float32, every(0)),
+        ("DiT-S/2", {"attention": "matmul"}, torch.bfloat16, every(0)),
+        ("DiT-S/2", {}, torch.float32, OFF),
+        ("DiT-S/2", {"attention": "sdpa"}, torch.bfloat16, OFF),
     ],
 )
-def test_activations_are_what_autograd_keeps(name: str, dtype: torch.dtype, every: int) -> None:
+def test_activations_are_what_autograd_keeps(
+    name: str, changes: dict[str, Any], dtype: torch.dtype, engine: EngineConfig
+) -> None:
     images = 2
-    model = build_model(name, depth=6, latent_size=32, num_classes=NUM_CLASSES).to(dtype)
-    wrap_blocks(model, EngineConfig(checkpoint_every_blocks=every))
-    setup = TrainingSetup(images, bytes_per_number=dtype.itemsize, checkpoint_every_blocks=every, on_gpu=False)
+    sizes = {"depth": 6, "latent_size": 32, "num_classes": NUM_CLASSES, "learn_sigma": True}
+    model = build_model(name, **sizes | changes).to(dtype)
+    wrap_blocks(model, engine)
+    setup = TrainingSetup(
+        images,
+        bytes_per_number=dtype.itemsize,
+        checkpoint_every_blocks=engine.checkpoint_every_blocks,
+        has_kernels=engine.kernels != "off",
+        on_gpu=False,
+    )
     assert estimate_memory(model, setup).activations == pytest.approx(
         bytes_kept_of_a_loss(model, images, dtype), rel=0.01
     )
@@ -56,7 +86,7 @@ def test_a_gpus_kernels_keep_less_than_pytorch_by_what_they_do_in_one_pass() -> 
     pytest.importorskip("triton")
     with torch.device("meta"):
         model = build_model("DiT-S/2", depth=3, latent_size=32, num_classes=NUM_CLASSES)
-    ours, pytorchs = (kept_of(model.config, 2, on_gpu).block for on_gpu in (True, False))
+    ours, pytorchs = (kept_of(model.config, 2, on_gpu).blocks[0] for on_gpu in (True, False))
     tokens = 2 * model.grid_side**2 * model.hidden_size
     # Not kept: what is normalised, twice, and the tokens between attention and MLP.
     assert (pytorchs - ours) / tokens == pytest.approx(3.0, abs=0.02)
@@ -82,6 +112,23 @@ def test_published_and_measured_figures_of_the_largest_model(xl: DiT) -> None:
     assert recomputing.activations / 32 == pytest.approx(17e6, rel=0.15)
 
 
+def test_an_optimizer_takes_what_it_keeps(xl: DiT) -> None:
+    adamw, muon = (TrainSection(optimizer=name) for name in ("adamw", "muon"))
+    of_adamw, of_muon = (
+        estimate_memory(xl, TrainingSetup(32, zero_stage=0, bytes_per_number=4, groups=groups_of(train)))
+        for train in (adamw, muon)
+    )
+    shapes = {name: parameter.shape for name, parameter in trained(xl).items()}
+    matrices = sum(shape.numel() for name, shape in shapes.items() if block_matrices(name, shape))
+    largest = max(shape.numel() for name, shape in shapes.items() if block_matrices(name, shape))
+    assert of_adamw.optimizer_state == 2 * 4 * num_trained(xl)
+    assert of_adamw.optimizer_state - of_muon.optimizer_state == 4 * matrices  # its momentum alone
+    assert of_adamw.update_workspace == 0
+    assert of_muon.update_workspace == 4 * (2 * matrices + largest)  # it does not know the guard's verdict
+    assert checkpoint_bytes(xl, groups_of(adamw)) == 16 * num_trained(xl)
+    assert checkpoint_bytes(xl, groups_of(muon), num_extra_emas=1) == 20 * num_trained(xl) - 4 * matrices
+
+
 def test_each_lever_takes_less(xl: DiT) -> None:
     base = estimate_memory(xl, TrainingSetup(32, world_size=8, gradient_accumulation_steps=2))
     levers = [
@@ -92,3 +139,17 @@ def test_each_lever_takes_less(xl: DiT) -> None:
         TrainingSetup(32, world_size=8, offload_optimizer=True, gradient_accumulation_steps=2),
     ]
     assert all(estimate_memory(xl, lever).peak < base.peak for lever in levers)
+
+
+@pytest.mark.parametrize(("fill", "every"), [("entered", 0), ("learnt", 0), ("learnt", 2)])
+@pytest.mark.parametrize("all_tokens", [False, True])
+def test_activations_of_a_routed_step_are_what_autograd_keeps(fill: str, every: int, all_tokens: bool) -> None:
+    route = Route(2, 5, fill, ratio=0.75)  # type: ignore[arg-type]
+    model = build_model("DiT-S/4", depth=6, latent_size=32, num_classes=NUM_CLASSES, route=route)
+    wrap_blocks(model, EngineConfig(checkpoint_every_blocks=every))
+    kept = None if all_tokens else torch.arange(16).expand(2, 16)
+    latent, label = torch.randn(2, 4, 32, 32), torch.zeros(2, dtype=torch.long)
+    found = kept_bytes(model, lambda: model(latent, torch.zeros(2), label, kept_tokens=kept))
+    setup = TrainingSetup(2, bytes_per_number=4, checkpoint_every_blocks=every, on_gpu=False, all_tokens=all_tokens)
+    of_the_loss = 2 * 4 * 15 * latent[0].numel()
+    assert estimate_memory(model, setup).activations - of_the_loss == pytest.approx(found, rel=0.02)

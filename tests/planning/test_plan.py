@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit_scale.cli import main
 from dit_scale.config import Config, load_config
 from dit_scale.latents import LatentSpec
-from dit_scale.models import build_model
+from dit_scale.models import Route, build_model
 from dit_scale.planning.chart import scalings
 from dit_scale.planning.choices import model_on_meta
 from dit_scale.planning.cluster import GPUS, Cluster
@@ -30,9 +30,17 @@ def planned(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("name", ["DiT-S/2", "DiT-S/8"])
-def test_flops_are_pytorchs_count_to_the_last_one(name: str) -> None:
-    model = build_model(name, latent_size=32, num_classes=10)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("DiT-S/2", {}),
+        ("DiT-S/8", {}),
+        ("LightningDiT-B/1", {"depth": 3, "patch_size": 4}),
+        ("DiT-DH-S", {"depth": 3, "head_depth": 3, "head_hidden_size": 512, "patch_size": 4}),
+    ],
+)
+def test_flops_are_pytorchs_count_to_the_last_one(name: str, changes: dict[str, Any]) -> None:
+    model = build_model(name, latent_size=32, num_classes=10, **changes)
     latent, time, label = torch.randn(1, 4, 32, 32), torch.tensor([3]), torch.tensor([5])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
         output = model(latent, time, label)
@@ -41,7 +49,46 @@ def test_flops_are_pytorchs_count_to_the_last_one(name: str) -> None:
     assert forward.get_total_flops() == 2 * forward_multiply_adds(model)
     assert forward.get_total_flops() + backward.get_total_flops() == training_flops_per_image(model)
     tokens = model.grid_side**2  # QK' and weights V, each with two gradients: six products of two a multiply-add
-    assert attention_flops_per_image(model) == 12 * model.depth * tokens**2 * model.hidden_size
+    widths = sum(stack.depth * stack.hidden_size for stack in model.config.stacks)
+    assert attention_flops_per_image(model) == 12 * tokens**2 * widths
+
+
+def test_an_early_layer_is_counted() -> None:
+    """A norm's two vectors and a linear layer of the patches: two products, forward and, twice that, backward."""
+    with torch.device("meta"):
+        without, early = (build_model("DiT-S/8", latent_size=32, num_classes=10, early_block=block) for block in (0, 8))
+    width, numbers = 384, 8 * 8 * 8
+    multiply_adds = 2 * width * width + early.grid_side**2 * width * numbers
+    assert forward_multiply_adds(early) - forward_multiply_adds(without) == multiply_adds
+    assert training_flops_per_image(early) - training_flops_per_image(without) == 6 * multiply_adds
+
+
+@pytest.mark.parametrize("fill", ["entered", "learnt"])
+def test_flops_of_a_routed_step_are_pytorchs_count_to_the_last_one(fill: str) -> None:
+    model = build_model("DiT-S/8", latent_size=32, num_classes=10, route=Route(3, 8, fill, 0.75))  # type: ignore[arg-type]
+    inputs = torch.randn(1, 4, 32, 32), torch.tensor([3]), torch.tensor([5])
+    for kept in (torch.tensor([[1, 4, 7, 9]]), None):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
+            output = model(*inputs, kept_tokens=kept)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
+            output.sum().backward()
+        counted = forward.get_total_flops() + backward.get_total_flops()
+        assert counted == training_flops_per_image(model, all_tokens=kept is None)
+
+
+def test_a_plan_shows_what_routing_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["dit-xl-2-256", "--gpus", "8", "--gpu", "h200", "--image-size", "256"]
+    routing = ["routing.ratio=0.75", "train.steps=1000"]
+    (dense,) = planned(tmp_path, *asked, "train.steps=1000")["plans"]
+    (routed,) = planned(tmp_path, *asked, *routing)["plans"]
+    assert "routing: 75% of the tokens go around blocks 3 to 26; with all tokens" in capsys.readouterr().out
+    (both,) = planned(tmp_path, *asked, *routing, "routing.until_step=900")["plans"]
+    products = [plan["prediction"]["step"]["products"] for plan in (routed, dense)]
+    assert products[0] < 0.5 * products[1]
+    assert routed["memory"]["activations"] < 0.5 * dense["memory"]["activations"]
+    assert both["memory"] == dense["memory"]  # the last steps take most
+    expected = 0.9 * routed["run_seconds"] + 0.1 * dense["run_seconds"]
+    assert both["run_seconds"] == pytest.approx(expected)
 
 
 PAPER = {"DiT-S/8": 0.36, "DiT-B/4": 5.56, "DiT-L/2": 80.71, "DiT-XL/2": 118.64}
@@ -91,7 +138,7 @@ def test_a_plan_tells_memory_communication_time_and_cost(tmp_path: Path, capsys:
     )
     (plan,) = report["plans"]
     assert report["parameters"] == 675_129_632
-    states = sum(plan["memory"][part] for part in ("parameters", "master", "adam_moments", "ema"))
+    states = sum(plan["memory"][part] for part in ("parameters", "master", "optimizer_state", "ema"))
     assert states == pytest.approx((2 + 16 / 8) * 675e6, rel=0.01)  # bf16 whole; the rest over eight ranks
     sent = {collective["kind"]: collective["num_bytes"] for collective in plan["collectives"]}
     assert sent["reduce"] == 2 * 674_834_720  # bf16 gradients of all that is trained
@@ -115,6 +162,35 @@ def test_the_optimizer_is_offloaded_only_where_nothing_else_fits() -> None:
     found = search(config, model, Cluster(GPUS["h100"], 1))
     assert found
     assert all(plan.config.engine.offload_optimizer for plan in found)
+
+
+def test_a_plan_follows_the_optimizer_and_the_kernels(tmp_path: Path) -> None:
+    where = ("dit-s-2-256", "--gpus", "8", "--image-size", "256", "train.micro_batch_size_per_gpu=4")
+    whole = ("engine.zero_stage=0", "engine.precision=fp32")
+    changes = ([], ["train.optimizer=muon"], ["engine.kernels=off"], ["model.attention=matmul"])
+    plans = [planned(tmp_path, *where, *whole, *change)["plans"][0] for change in changes]
+    usual, muon, off, matmul = (plan["memory"] for plan in plans)
+    assert muon["optimizer_state"] < 0.7 * usual["optimizer_state"]
+    assert muon["update_workspace"] > 0
+    pairs = 4 * 4 * 12 * 6 * 256**2  # images, bytes, blocks, heads, tokens by tokens
+    for more in (off, matmul):
+        assert more["activations"] - usual["activations"] > 0.9 * pairs
+    saves = [plan["prediction"]["save_seconds"] for plan in plans]
+    assert saves[1] < saves[0]
+
+
+def test_a_search_tries_no_stage_that_training_refuses() -> None:
+    settings = ["run_dir=x", "data.path=x", "train.global_batch_size=64"]
+    found = {}
+    for name, change in (
+        ("bf16", ["engine.precision=bf16"]),
+        ("fp32", ["engine.precision=fp32"]),
+        ("muon", ["engine.precision=fp32", "engine.zero_stage=0", "train.optimizer=muon"]),
+    ):
+        config = load_config(Config, "dit-s-2-256", [*settings, *change])
+        plans = search(config, model_on_meta(config, LatentSpec(4, 32), 1000), Cluster(GPUS["h100"], 8))
+        found[name] = {plan.config.engine.zero_stage for plan in plans}
+    assert found == {"bf16": {1, 2, 3}, "fp32": {0, 1, 2, 3}, "muon": {0}}
 
 
 def test_scaling_stops_where_a_gpu_has_no_image_left() -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from dit_scale.config import EncodeConfig, load_config
 from dit_scale.data.dataset import LatentDataset
 from dit_scale.data.manifest import Manifest, read_manifest
 from dit_scale.data.shards import damage_of
+from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
 from dit_scale.latents import sample_latent
 from preprocessing.decoding import decode_image
-from preprocessing.encode import encode
+from preprocessing.encode import encode, encode_part
+from preprocessing.planning import prepare
 from preprocessing.sources import Place
 from tests.preprocessing.images import draw_tree, picture, write_tar
 
@@ -430,3 +433,29 @@ def test_an_image_that_was_mended_is_not_rejected_any_more(tmp_path: Path) -> No
         _encode(source, output, *PCA, "max_rejected=1")
     manifest = _encode(source, output, *PCA, "max_rejected=1")
     assert (manifest.num_records, manifest.rejected) == (32, 0)
+
+
+def test_an_end_waits_for_no_decoder_that_hangs_in_storage(tmp_path: Path) -> None:
+    """Two images that are none end it, while what would come next is read from a pipe into which nobody writes."""
+    source = draw_tree(tmp_path / "images", {"ant": 24})
+    settings = _settings(source, tmp_path / "shards", *PCA, "decode_workers=1", "batch_size=8", "shard_records=24")
+    config = load_config(EncodeConfig, None, [*settings, "max_rejected=0"])
+    job = prepare(config)
+    paths = [job.source.place(index).path for index in range(24)]
+    for path in paths[:2]:
+        path.write_bytes(b"no image")
+    paths[12].unlink()
+    os.mkfifo(paths[12])
+    said: list[str] = []
+
+    def encode_it() -> None:
+        try:
+            encode_part(config, World())
+        except InputError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=encode_it, daemon=True)
+    thread.start()
+    thread.join(600.0)
+    assert not thread.is_alive(), "it waits for the decoder"
+    assert "max_rejected" in said[0]

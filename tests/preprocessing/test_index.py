@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import tarfile
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import diffusers
@@ -15,6 +17,7 @@ from dit_scale.cli import main
 from dit_scale.data.dataset import LatentDataset
 from dit_scale.data.loader import Loader
 from dit_scale.latents import sample_latent
+from preprocessing.arrays import samples_of
 from tests.preprocessing.images import tar_of
 
 
@@ -278,3 +281,17 @@ def test_nothing_of_anybody_is_written_over(vae: Path, tmp_path: Path, capsys: p
     (tmp_path / "manifest.json").unlink()  # as an indexing that was killed leaves its sidecars
     main(["index", str(tmp_path), "--autoencoder", str(vae)])
     assert "has a manifest.json already" in refused()
+
+
+def test_a_listing_takes_few_bytes_a_record(tmp_path: Path) -> None:
+    """Of a million records it lies in memory until all are read; names come back as they were."""
+    samples = [(f"n0144/é-{i:06d}", np.zeros(1, "float16"), i % 1000) for i in range(2000)]
+    _write(tmp_path / "a.tar", samples)
+    samples_of(tmp_path / "a.tar", "npy", Counter())  # what a first call sets up is not the listing's
+    tracemalloc.start()
+    found = samples_of(tmp_path / "a.tar", "npy", Counter())
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken / len(found) < 128
+    assert [(key, label) for key, label, _ in found] == [(key, label) for key, _, label in samples]
+    assert [member.name for _, _, member in found] == [f"{key}.npy" for key, *_ in samples]

@@ -4,10 +4,12 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import re
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from dit_scale.config import SourceConfig
 from dit_scale.errors import InputError
 from preprocessing.sources import Source, list_source
+from preprocessing.sources.foreign import foreign_below
 from tests.preprocessing.images import draw_tree, encoded, picture, tar_of
 
 IMAGE = encoded(picture(0))
@@ -122,3 +125,20 @@ def test_a_source_without_images_says_what_there_is(tmp_path: Path) -> None:
     assert "'ant/d.npy' is a .npy array" in _refusal(tmp_path)
     (tmp_path / "ant" / "d.npy").unlink()
     assert "holds no image (but .avif (2), hidden files (1)); images lie in class folders" in _refusal(tmp_path)
+
+
+def test_the_search_for_such_a_file_ends_with_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b/c", "d"):
+        (tmp_path / name).mkdir(parents=True)
+    np.save(tmp_path / "b" / "x.npy", np.zeros(1))
+    listed, scandir = [], os.scandir
+
+    def noted(path: Any) -> Any:
+        listed.append(os.path.relpath(path, tmp_path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    sentence = foreign_below(tmp_path)
+    assert sentence is not None
+    assert sentence.startswith("'b/x.npy' is ")
+    assert set(listed) == {".", "a", "b"}

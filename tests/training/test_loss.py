@@ -1,8 +1,10 @@
 """Losses with names: one on hidden states beside an objective, and an objective with two times an image."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,10 @@ from dit_scale.diffusion import Term, Terms, build_objective, total
 from dit_scale.diffusion.losses import LabelledDenoiser, sample_mean
 from dit_scale.draws import Stream
 from dit_scale.latents import LatentSpec
+from dit_scale.models import DiT
+from dit_scale.training.early import EarlyLoss
 from dit_scale.training.loss import LossFunction, Pass
+from tests.networks import fill
 
 LATENTS = LatentSpec(channels=2, size=4, scale=(0.5,))
 MOMENTS = torch.randn(3, *LATENTS.moments_shape, generator=torch.Generator().manual_seed(0))
@@ -125,3 +130,29 @@ def test_more_draws_an_image_leave_the_first_as_it_was() -> None:
     assert several.shape == (3, 2, 3)
     assert torch.equal(several[:, 0, 0], one)
     assert several.unique().numel() == several.numel()
+
+
+@pytest.mark.parametrize("name", ["gaussian", "flow"])
+def test_an_early_layer_learns_by_the_objectives_squared_error(name: str) -> None:
+    """Its loss is that of a network that ends there, and its gradient stops there."""
+    torch.manual_seed(0)
+    sizes = {"latent_size": 4, "patch_size": 2, "in_channels": 2, "hidden_size": 16, "depth": 2, "num_heads": 2}
+    model = DiT(**sizes, num_classes=3, early_block=1)
+    fill(model, std=0.2)
+    objective = build_objective(name)
+    function = LossFunction(objective, LATENTS, 7, 0.1, Labels(3), (EarlyLoss(objective, 0.5),))
+    terms = function(model, MOMENTS, LABELS, POSITIONS)
+    assert list(terms) == (["mse", "vb", "early"] if name == "gaussian" else ["mse", "early"])
+    assert terms["early"].weight == 0.5
+    plain = LossFunction(objective, LATENTS, 7, 0.1, Labels(3))
+    ends_there = partial(early_output, model)
+    assert torch.equal(terms["early"].value, plain(ends_there, MOMENTS, LABELS, POSITIONS)["mse"].value)
+    assert torch.equal(terms["mse"].value, plain(model, MOMENTS, LABELS, POSITIONS)["mse"].value)
+    terms["early"].value.mean().backward()
+    assert model.early_layer.linear.weight.grad.abs().sum() > 0
+    assert model.blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
+    assert model.blocks[1].mlp.fc1.weight.grad is None and model.final_layer.linear.weight.grad is None
+
+
+def early_output(model: DiT, noised: Tensor, time: Tensor, label: Tensor) -> Tensor:
+    return model(noised, time, label, hidden=("early_layer",))[1][0]

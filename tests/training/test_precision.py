@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -29,17 +30,24 @@ def _compiled_anew() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def model() -> DiT:
+SWITCHED: dict[str, Any] = {
+    **{"norm": "rmsnorm", "mlp": "swiglu", "rope": True, "qk_norm": True, "time_embedding": "fourier"},
+    **{"depth": 2, "head_hidden_size": 128, "head_depth": 1, "head_num_heads": 2},
+}
+
+
+def model(**changes: Any) -> DiT:
     torch.manual_seed(0)
-    made = DiT(latent_size=16, patch_size=2, hidden_size=96, depth=3, num_heads=2, num_classes=5)
+    sizes = {"latent_size": 16, "patch_size": 2, "hidden_size": 96, "depth": 3, "num_heads": 2, "num_classes": 5}
+    made = DiT(**sizes | changes)
     fill(made, std=0.05)
     return made
 
 
-def loss_and_gradients(engine: EngineConfig) -> tuple[float, dict[str, Tensor]]:
+def loss_and_gradients(engine: EngineConfig, **changes: Any) -> tuple[float, dict[str, Tensor]]:
     """Return the mean loss and the gradient of each parameter, in fp32, of one batch."""
     dtype = DTYPES[engine.precision]
-    network = model().to(dtype)
+    network = model(**changes).to(dtype)
     wrap_blocks(network, engine)
     moments = torch.randn(IMAGES, *LATENTS.moments_shape, generator=torch.Generator().manual_seed(1))
     loss_function = LossFunction(build_objective("gaussian"), LATENTS, seed=0, label_dropout=0.5, condition=Labels(5))
@@ -72,6 +80,21 @@ def relative_error(gradients: dict[str, Tensor], reference: dict[str, Tensor]) -
 def test_stays_close_to_plain_fp32(engine: EngineConfig, of_loss: float, of_gradients: float) -> None:
     loss, gradients = loss_and_gradients(engine)
     reference_loss, reference = loss_and_gradients(EngineConfig(precision="fp32"))
+    assert loss == pytest.approx(reference_loss, rel=of_loss)
+    assert relative_error(gradients, reference) < of_gradients
+
+
+@pytest.mark.parametrize(
+    ("engine", "of_loss", "of_gradients"),
+    [
+        (EngineConfig(precision="fp32", compile=True, checkpoint_every_blocks=2), 1e-6, 5e-6),
+        (EngineConfig(precision="bf16", compile=True), 5e-3, 5e-2),
+        (EngineConfig(precision="bf16", fp8=True), 2e-2, 2e-1),
+    ],
+)
+def test_a_network_with_every_switch_does_too(engine: EngineConfig, of_loss: float, of_gradients: float) -> None:
+    loss, gradients = loss_and_gradients(engine, **SWITCHED)
+    reference_loss, reference = loss_and_gradients(EngineConfig(precision="fp32"), **SWITCHED)
     assert loss == pytest.approx(reference_loss, rel=of_loss)
     assert relative_error(gradients, reference) < of_gradients
 

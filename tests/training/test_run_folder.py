@@ -28,3 +28,14 @@ def test_a_setting_that_is_fixed_is_named_alone(overrides: list[str], sentence: 
         check_resume(checkpoint, load_config(Config, None, [*NEEDED, *overrides]), {})
     assert str(caught.value).startswith(sentence)
     assert "(" not in str(caught.value).partition("set it back")[0]  # no section of settings
+
+
+def test_a_run_of_before_a_setting_was_there_goes_on_with_what_its_preset_says() -> None:
+    config = load_config(Config, None, [*NEEDED, "model.name=DiT-S/8"])
+    before = resolved(config)
+    before["model"] = {"name": "DiT-S/8", "learn_sigma": True, "patch_size": None}  # as earlier versions wrote it
+    saved = SimpleNamespace(config=before, data={"fingerprint": ""}, position=SimpleNamespace(step=0))
+    checkpoint = cast(Checkpoint, SimpleNamespace(kinds=["master"], description=saved))
+    check_resume(checkpoint, config, {"fingerprint": ""})
+    with pytest.raises(InputError, match=r"model\.norm is 'rmsnorm' but the run began with 'layernorm'"):
+        check_resume(checkpoint, load_config(Config, None, [*NEEDED, "model.name=DiT-S/8", "model.norm=rmsnorm"]), {})

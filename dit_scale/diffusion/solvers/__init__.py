@@ -18,7 +18,7 @@ from dit_scale.diffusion.solvers.gaussian import ddim, ddpm, dpm_solver
 from dit_scale.diffusion.solvers.interface import OnStep, Solver, StepNoise
 from dit_scale.errors import InputError, nearest
 
-__all__ = ["SOLVERS", "OnStep", "Solver", "StepNoise", "choose_solver", "options_of"]
+__all__ = ["SOLVERS", "OnStep", "Solver", "StepNoise", "choose_solver", "defaults_of", "options_of"]
 
 SOLVERS: dict[str, Solver] = {
     "ddpm": ddpm,
@@ -53,7 +53,16 @@ def choose_solver(name: str | None, objective: Objective, **options: float) -> S
     return functools.partial(solver, **options) if options else solver
 
 
-def options_of(name: str) -> dict[str, float]:
-    """Return the options of the solver ``name`` and their defaults."""
+def options_of(name: str) -> dict[str, float | None]:
+    """Return the options of the solver ``name`` and their defaults; None is the objective's own, or no such thing."""
     parameters = inspect.signature(SOLVERS[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def defaults_of(name: str, objective: Objective) -> dict[str, float]:
+    """Return what the options of the solver ``name`` are for an objective where none are given."""
+    options = {
+        option: getattr(objective, option, None) if default is None else default
+        for option, default in options_of(name).items()
+    }
+    return {option: value for option, value in options.items() if value is not None}

@@ -1,7 +1,8 @@
 """Solvers of flow matching with steps fixed beforehand; t runs from noise (1) to the latent (0).
 
 ``time_shift`` s moves the steps along t' = s t / (1 + (s - 1) t) (arXiv 2403.03206, eq. 23): above 1 more of them
-lie near the noise, below 1 near the latent.
+lie near the noise, below 1 near the latent; without one it is the objective's, with which times were drawn in training.
+``end_time`` is where the steps end, and is moved with them; without one it is 0, the latent.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dit_scale.diffusion.flow import FlowMatching
+from dit_scale.diffusion.flow import FlowMatching, shifted
 from dit_scale.diffusion.losses import LabelledDenoiser
 from dit_scale.diffusion.solvers.interface import OnStep, StepNoise, report
 from dit_scale.errors import InputError
@@ -25,11 +26,12 @@ def euler(
     step_noise: StepNoise | None = None,
     on_step: OnStep | None = None,
     *,
-    time_shift: float = 1.0,
+    time_shift: float | None = None,
+    end_time: float | None = None,
 ) -> Tensor:
     """First order: follow the velocity at the start of each step; one pass a step."""
     latent = noise.float()
-    for done, (time, next_time) in enumerate(_times_from_noisiest(num_sampling_steps, time_shift, latent)):
+    for done, (time, next_time) in enumerate(_steps(objective, num_sampling_steps, latent, time_shift, end_time)):
         latent = latent + _length(time, next_time) * objective.velocity(denoiser, latent, time)
         report(on_step, done, num_sampling_steps, latent)
     return latent
@@ -44,11 +46,12 @@ def midpoint(
     step_noise: StepNoise | None = None,
     on_step: OnStep | None = None,
     *,
-    time_shift: float = 1.0,
+    time_shift: float | None = None,
+    end_time: float | None = None,
 ) -> Tensor:
     """Second order: follow the velocity half a step ahead; two passes a step."""
     latent = noise.float()
-    for done, (time, next_time) in enumerate(_times_from_noisiest(num_sampling_steps, time_shift, latent)):
+    for done, (time, next_time) in enumerate(_steps(objective, num_sampling_steps, latent, time_shift, end_time)):
         length = _length(time, next_time)
         halfway = latent + 0.5 * length * objective.velocity(denoiser, latent, time)
         latent = latent + length * objective.velocity(denoiser, halfway, (time + next_time) / 2)
@@ -65,11 +68,12 @@ def heun(
     step_noise: StepNoise | None = None,
     on_step: OnStep | None = None,
     *,
-    time_shift: float = 1.0,
+    time_shift: float | None = None,
+    end_time: float | None = None,
 ) -> Tensor:
     """Second order: follow the mean of the velocities at both ends of each step; two passes a step."""
     latent = noise.float()
-    for done, (time, next_time) in enumerate(_times_from_noisiest(num_sampling_steps, time_shift, latent)):
+    for done, (time, next_time) in enumerate(_steps(objective, num_sampling_steps, latent, time_shift, end_time)):
         length = _length(time, next_time)
         start = objective.velocity(denoiser, latent, time)
         end = objective.velocity(denoiser, latent + length * start, next_time)
@@ -87,7 +91,7 @@ def sde(
     step_noise: StepNoise | None = None,
     on_step: OnStep | None = None,
     *,
-    time_shift: float = 1.0,
+    time_shift: float | None = None,
     diffusion_norm: float = 1.0,
     last_step_size: float = 0.04,
 ) -> Tensor:
@@ -103,9 +107,8 @@ def sde(
     if not 0 < last_step_size < 1:
         raise InputError(f"last_step_size {last_step_size} is not between 0 and 1; 0.04 is the published value")
     latent = noise.float()
-    for done, (time, next_time) in enumerate(
-        _times_from_noisiest(num_sampling_steps, time_shift, latent, last_step_size)
-    ):
+    steps = _steps(objective, num_sampling_steps, latent, time_shift, last_step_size=last_step_size)
+    for done, (time, next_time) in enumerate(steps):
         t = time[:, None, None, None]
         strength = diffusion_norm * t
         velocity = objective.velocity(denoiser, latent, time)
@@ -118,21 +121,29 @@ def sde(
     return latent
 
 
-def _times_from_noisiest(
-    num_sampling_steps: int, time_shift: float, latent: Tensor, last_step_size: float | None = None
+def _steps(
+    objective: FlowMatching,
+    num_sampling_steps: int,
+    latent: Tensor,
+    time_shift: float | None,
+    end_time: float | None = None,
+    last_step_size: float | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the start and the end of each step from t = 1 to 0; both [N]."""
+    """Yield the start and the end of each step from t = 1 to 0, or to the shifted ``end_time``; both [N]."""
     if num_sampling_steps < 1:
         raise InputError(f"num_sampling_steps {num_sampling_steps} is less than 1; 50 is a good start")
+    time_shift = objective.time_shift if time_shift is None else time_shift
     if time_shift <= 0:
         raise InputError(f"time_shift {time_shift} is not above 0; 1 leaves the steps where they are")
+    end_time = 0.0 if end_time is None else end_time
+    if not 0 <= end_time < 1:
+        raise InputError(f"end_time {end_time:g} is not in [0, 1); 0 ends at the latent, and RAE's steps end at 0.001")
     if last_step_size is None:
-        times = torch.linspace(1, 0, num_sampling_steps + 1, device=latent.device)  # [steps + 1]
+        times = torch.linspace(1, end_time, num_sampling_steps + 1, device=latent.device)  # [steps + 1]
     else:
         before = torch.linspace(1, last_step_size, num_sampling_steps, device=latent.device)
         times = torch.cat([before, before.new_zeros(1)])  # [steps + 1]
-    times = time_shift * times / (1 + (time_shift - 1) * times)
-    return pairwise(times[:, None].expand(-1, len(latent)))  # pairs of [N]
+    return pairwise(shifted(times, time_shift)[:, None].expand(-1, len(latent)))  # pairs of [N]
 
 
 def _length(time: Tensor, next_time: Tensor) -> Tensor:
