@@ -152,14 +152,17 @@ class NetworkConfig:
         return self.hidden_size // self.num_heads
 
     def _check_route(self) -> None:
+        """Raise InputError where a route does not fit, or a side layer would see a part of the tokens alone."""
         if self.route is None:
             return
-        routed = self.routed_blocks
-        if self.num_kept < self.num_tokens and self.early_block in routed:
-            raise InputError(
-                f"early_block {self.early_block} is between blocks {routed.start} and {routed.stop - 1}, which see "
-                f"only a part of the tokens; give one before or behind these, or another route"
-            )
+        routed, is_partial = self.routed_blocks, self.num_kept < self.num_tokens
+        after_block = 0 if self.projectors is None else self.projectors.after_block
+        for name, block in (("early_block", self.early_block), ("after_block", after_block)):
+            if is_partial and block in routed:
+                raise InputError(
+                    f"{name} {block} is one of blocks {routed.start} to {routed.stop - 1}, which see only a part of "
+                    f"the tokens; give one before or behind these, or another route"
+                )
 
     def _check_width(self, of_width: str, of_heads: str) -> None:
         """Raise InputError for a width, and attention heads, that do not fit; both by their fields' names."""
