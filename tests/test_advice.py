@@ -45,6 +45,7 @@ OTHERS_OPTIONS = {
 """Options of other programs."""
 
 EXCEPTIONS = {
+    ("dit_scale.alignment.sources", "alignment.encoders"): "of a network in training, which these do not build",
     ("dit_scale.autoencoder.base", "image_size"): "only encode asks for the size of a latent",
     ("dit_scale.config.loading", "data.path"): "an example of how a setting is written",
     ("dit_scale.config.training", "data.held_out_fraction"): "sample checks settings of its own, not a run's",
