@@ -170,7 +170,7 @@ def main(device: str, optimizer: str, stages: list[int]) -> None:
     world = World.from_environment()
     set_threads(world, 1)
     loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, Labels(5))
-    expected = expected_weights(optimizer, loss_function, world, device)
+    expected = expected_weights(optimizer, loss_function, World(), device)  # of the whole batch
     train = TrainSection(
         optimizer=optimizer,  # type: ignore[arg-type]
         global_batch_size=BATCH,
@@ -182,7 +182,8 @@ def main(device: str, optimizer: str, stages: list[int]) -> None:
     )
     with process_group(world, device):
         found = {stage: measure(stage, train, expected, loss_function, world, device) for stage in stages}  # type: ignore[arg-type]
-    print(json.dumps(found), flush=True)
+    if world.is_rank_zero:
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
