@@ -11,8 +11,8 @@ from dit_scale.config import TrainSection
 from dit_scale.errors import InputError
 from dit_scale.optim import adamw, muon
 from dit_scale.optim.building import build_optimizer
-from dit_scale.optim.description import Algorithm, Group, begin_state, block_matrices, everything
-from dit_scale.optim.kept import KeptNumbers, numbers_kept
+from dit_scale.optim.description import Algorithm, Group, begin_state, block_matrices, everything, members_of
+from dit_scale.optim.kept import KeptNumbers, WholeCost, cut_flat, numbers_kept, whole_cost
 from dit_scale.optim.schedule import learning_rate_at
 from dit_scale.optim.whole import WholeMatrices
 
@@ -21,16 +21,21 @@ __all__ = [
     "Algorithm",
     "Group",
     "KeptNumbers",
+    "WholeCost",
     "WholeMatrices",
     "begin_state",
     "block_matrices",
     "build_optimizer",
     "check_stage",
+    "cut_flat",
     "everything",
     "groups_of",
     "learning_rate_at",
+    "members_of",
     "needs_whole",
     "numbers_kept",
+    "own_rates",
+    "whole_cost",
 ]
 
 OPTIMIZERS: dict[str, Callable[[TrainSection], Sequence[Group]]] = {"adamw": adamw.groups, "muon": muon.groups}
@@ -40,6 +45,12 @@ OPTIMIZERS: dict[str, Callable[[TrainSection], Sequence[Group]]] = {"adamw": ada
 def groups_of(train: TrainSection) -> Sequence[Group]:
     """Return the groups of ``train.optimizer``."""
     return OPTIMIZERS[train.optimizer](train)
+
+
+def own_rates(train: TrainSection) -> dict[str, float]:
+    """Return by name, such as ``muon_learning_rate``, the rates that differ from the run's, as multiples of it."""
+    groups = groups_of(train)
+    return {f"{it.algorithm.name.lower()}_learning_rate": it.rate_scale for it in groups if it.rate_scale != 1.0}
 
 
 def needs_whole(train: TrainSection) -> bool:

@@ -120,7 +120,7 @@ def main() -> None:
     with process_group(world, "cpu"):
         kinds: Any = [(stage, precision, "adamw") for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
         kinds.remove((0, "bf16", "adamw"))
-        kinds += [(0, "fp32", "muon"), (1, "bf16", "adagrad")]
+        kinds += [(0, "fp32", "muon"), (1, "fp32", "muon"), (2, "bf16", "muon"), (1, "bf16", "adagrad")]
         results = {
             f"{stage} {precision} {optimizer} {what}": pair
             for stage, precision, optimizer in kinds
