@@ -34,10 +34,9 @@ def test_an_optimizer_that_knows_no_verdict_is_held_to_it_and_the_host_reads_not
     assert steps_of("cpu", "muon", 0, within=1e-6)["0"]["reads"] == 0
 
 
-@pytest.mark.parametrize(("ranks", "within"), [(1, 1e-6), (2, 1e-3)])
-def test_matrices_that_ranks_hold_in_pieces_are_held_to_it_too(ranks: int, within: float) -> None:
-    """Two ranks sum gradients otherwise, of whose last bit the products in bf16 make more."""
-    found = steps_of("cpu", "muon", 1, 2, within=within, ranks=ranks)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_matrices_that_ranks_hold_in_pieces_are_held_to_it_too(ranks: int) -> None:
+    found = steps_of("cpu", "muon", 1, 2, within=1e-6, ranks=ranks)
     assert [steps["reads"] for steps in found.values()] == [0, 0]
 
 
