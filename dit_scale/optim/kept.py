@@ -35,8 +35,8 @@ class WholeCost(NamedTuple):
 class Piece(NamedTuple):
     """What a part of parameters that lie one after the other has of one of them."""
 
-    index: int
-    """Of the parameter."""
+    parameter: int
+    """Its number among them."""
     numel: int
 
 
@@ -90,13 +90,13 @@ def _costs_of_ranks(group: Group, shapes: Sequence[torch.Size], num_parts: int) 
     holders = [0] * len(sizes)
     for pieces in parts:
         for piece in pieces:
-            holders[piece.index] += 1
+            holders[piece.parameter] += 1
     exchanged = 1 + len(group.algorithm.state_kinds)  # gradient and state; weights are put together with 0
     return [
         WholeCost(
-            sum(flops[piece.index] for piece in pieces),
-            sum((1 + exchanged) * sizes[piece.index] for piece in pieces if holders[piece.index] > 1),
-            sum(exchanged * piece.numel * (holders[piece.index] - 1) for piece in pieces),
+            sum(flops[piece.parameter] for piece in pieces),
+            sum((1 + exchanged) * sizes[piece.parameter] for piece in pieces if holders[piece.parameter] > 1),
+            sum(exchanged * piece.numel * (holders[piece.parameter] - 1) for piece in pieces),
         )
         for pieces in parts
     ]

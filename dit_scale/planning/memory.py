@@ -183,7 +183,7 @@ def _gradient_elements(groups: Sequence[Sequence[int]], setup: TrainingSetup) ->
     whole = [0] * setup.world_size  # of all parameters that reach into a rank's part
     for group in groups:
         for rank, pieces in enumerate(cut_flat(group, setup.world_size)):
-            whole[rank] += sum(group[piece.index] for piece in pieces)
+            whole[rank] += sum(group[piece.parameter] for piece in pieces)
     return max(whole)
 
 

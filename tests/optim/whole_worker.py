@@ -39,9 +39,9 @@ def fragments_of(world: World) -> list[Fragment]:
     for rank, pieces in enumerate(cut_flat([shape.numel() for shape in SHAPES.values()], world.world_size)):
         for piece in pieces:
             if rank == world.rank:
-                owned.append(Fragment(names[piece.index], seen[piece.index], piece.numel, 0, start))
+                owned.append(Fragment(names[piece.parameter], seen[piece.parameter], piece.numel, 0, start))
                 start += piece.numel
-            seen[piece.index] += piece.numel
+            seen[piece.parameter] += piece.numel
     return owned
 
 
