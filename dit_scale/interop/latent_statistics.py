@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dit_scale.errors import InputError
-from dit_scale.interop.torch_file import read_torch_file
+from dit_scale.torch_file import read_torch_file
 
 
 def read_latent_statistics(path: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -19,7 +19,7 @@ from dit_scale.checkpoint import open_whole, weights_of
 from dit_scale.cli import main
 from dit_scale.config import Config, DiffusionConfig, config_from
 from dit_scale.errors import InputError
-from dit_scale.interop import architecture_of
+from dit_scale.interop import architecture_of, read_weights
 from dit_scale.interop.families import family_of
 from dit_scale.interop.model_settings import model_settings
 from dit_scale.interop.rotations import rotations_of
@@ -184,6 +184,19 @@ def test_what_their_trainers_write_is_unwrapped(wrapper: str, tmp_path: Path, ca
     assert f"taken as {wrapper}'s (they hold " in caplog.text
 
 
+def test_repas_first_checkpoints_count_blocks_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    golden = load_file(weights_file("repa_a"))
+    later = {"blocks.1.": "decoder_blocks.0.", "blocks.2.": "decoder_blocks.1."}
+    names = {key: later.get(key[:9], key[:9]) + key[9:] for key in golden}
+    assert "decoder_blocks.1.attn.qkv.weight" in names.values()
+    torch.save({"ema": {names[key]: value for key, value in golden.items()}}, tmp_path / "last.pt")
+    with caplog.at_level(logging.INFO, "dit_scale"):
+        found = read_weights(tmp_path / "last.pt")
+    assert found.keys() == golden.keys()
+    assert all(torch.equal(value, golden[key]) for key, value in found.items())
+    assert "'decoder_blocks' are counted on from 'blocks'" in caplog.text
+
+
 def test_projectors_are_dropped_unless_they_are_kept(
     imported: Callable[[str], Path], codec: Callable[[int], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -218,9 +231,8 @@ def test_a_preset_is_named_where_the_network_is_one(name: str) -> None:
     family = family_of(weights)
     assert (family and family.name) == {"L": "LightningDiT", "D": "RAE"}.get(name.removeprefix("DiT-")[0])
     without = {key: value for key, value in weights.items() if not key.startswith(ROTATIONS)}
-    assert (
-        model_settings(architecture_of(without, "w.pt"), None, model.config.rope, has_null=True, origin="w") == config
-    )
+    untold = architecture_of(without, "w.pt")
+    assert model_settings(untold, None, model.config.rope, has_null=True, origin="w.pt") == config
 
 
 def statistics(path: Path, **content: Tensor) -> Path:
@@ -322,14 +334,14 @@ def test_weights_that_are_not_quite_theirs_are_refused(
     elif change == "head as wide":
         weights["x_embedder.proj.weight"] = weights["s_embedder.proj.weight"]
     elif change == "other name":
-        weights["decoder_blocks.0.attn.qkv.weight"] = torch.zeros(2, 2)
+        weights["other_blocks.0.attn.qkv.weight"] = torch.zeros(2, 2)
     else:
         weights["pos_embed"] += 1.0
     sentence = {
         "rotations": "have a enc_feat_rope.freqs_cos that is not LightningDiT's table of rotations; give a published",
         "no rotations": "holds no table of rotations (feat_rope.freqs_cos)",
         "head as wide": "have a head whose blocks are 48 wide like all others",
-        "other name": "decoder_blocks.0.attn.qkv.weight is (2, 2) there and absent here",
+        "other name": "other_blocks.0.attn.qkv.weight is (2, 2) there and absent here",
         "positions": "have a pos_embed that is not DiT's table",
     }[change]
     torch.save(weights, tmp_path / "w.pt")
