@@ -28,8 +28,8 @@ def load_initial(model: DiT, init_from: str, diffusion: DiffusionConfig) -> None
 def _weights_at(origin: Path, diffusion: DiffusionConfig) -> dict[str, Tensor]:
     if not origin.is_dir():
         weights = read_weights(origin)
-        if said := contradiction(weights, diffusion):
-            log.warning("init_from=%s: %s; unless they were trained so, set it to the other", origin, said)
+        if said := contradiction(weights, diffusion):  # logged like the next, for rank zero alone
+            log.info("init_from=%s: %s; set it to the other, unless they were trained so", origin, said)
         return weights
     if (origin / INDEX).is_file():
         raise InputError(

@@ -197,6 +197,27 @@ def test_repas_first_checkpoints_count_blocks_twice(tmp_path: Path, caplog: pyte
     assert "'decoder_blocks' are counted on from 'blocks'" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("given", "time_at_data"), [([], None), (["--objective", "flow"], 1), (["--time-at-data", "0"], 0)]
+)
+def test_weights_without_a_sign_are_dits_unless_it_is_said(
+    given: list[str],
+    time_at_data: int | None,
+    codec: Callable[[int], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    weights = {key: value for key, value in load_file(weights_file("repa_a")).items() if "projectors" not in key}
+    torch.save(weights, tmp_path / "w.pt")
+    others = ["--num-heads", "4", "--autoencoder", str(codec(4))]
+    with caplog.at_level(logging.INFO, "dit_scale"):
+        main(["import", str(tmp_path / "w.pt"), *others, *given, "--out", str(tmp_path / "run")])
+    found = sampler(tmp_path / "run").config.diffusion
+    flow = DiffusionConfig(name="flow", time_at_data=0 if time_at_data == 0 else 1)
+    assert found == (DiffusionConfig() if time_at_data is None else flow)
+    assert ("taken as SiT's" in caplog.text) == (given == ["--objective", "flow"])
+
+
 def test_projectors_are_dropped_unless_they_are_kept(
     imported: Callable[[str], Path], codec: Callable[[int], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -268,9 +289,11 @@ def test_a_convention_that_contradicts_is_told(
     model = DiT(**vars(sampler(run).model.config))
     with pytest.raises(InputError, match=r"is told 0 at the data and this run has diffusion\.time_at_data=1"):
         load_initial(model, str(run), DiffusionConfig(name="flow"))
-    load_initial(model, str(run), DiffusionConfig())  # another objective learns another thing
-    assert not caplog.text
-    load_initial(model, str(weights_file("repa_a")), DiffusionConfig(name="flow"))
+    with caplog.at_level(logging.INFO, "dit_scale"):
+        load_initial(model, str(run), DiffusionConfig())  # another objective learns another thing
+        load_initial(model, str(weights_file("repa_a")), DiffusionConfig())
+        assert not caplog.text
+        load_initial(model, str(weights_file("repa_a")), DiffusionConfig(name="flow"))
     assert "look like REPA's, whose network is told 0 at the data, and diffusion.time_at_data is 1" in caplog.text
     assert config_from(Config, open_whole(run).description.config).diffusion.time_at_data == 0
 
