@@ -109,5 +109,5 @@ def contradiction(weights: Mapping[str, Tensor], diffusion: DiffusionConfig) -> 
         return None
     return (
         f"by {family.sign} they look like {family.name}'s, whose network is told {family.time_at_data} at the data, "
-        f"and diffusion.time_at_data is {diffusion.time_at_data}"
+        f"and this run's is told {diffusion.time_at_data}"
     )

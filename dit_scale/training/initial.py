@@ -29,7 +29,9 @@ def _weights_at(origin: Path, diffusion: DiffusionConfig) -> dict[str, Tensor]:
     if not origin.is_dir():
         weights = read_weights(origin)
         if said := contradiction(weights, diffusion):  # logged like the next, for rank zero alone
-            log.info("init_from=%s: %s; set it to the other, unless they were trained so", origin, said)
+            log.info(
+                "init_from=%s: %s; set diffusion.time_at_data to the other, unless they were trained so", origin, said
+            )
         return weights
     if (origin / INDEX).is_file():
         raise InputError(

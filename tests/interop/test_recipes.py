@@ -294,7 +294,7 @@ def test_a_convention_that_contradicts_is_told(
         load_initial(model, str(weights_file("repa_a")), DiffusionConfig())
         assert not caplog.text
         load_initial(model, str(weights_file("repa_a")), DiffusionConfig(name="flow"))
-    assert "look like REPA's, whose network is told 0 at the data, and diffusion.time_at_data is 1" in caplog.text
+    assert "look like REPA's, whose network is told 0 at the data, and this run's is told 1" in caplog.text
     assert config_from(Config, open_whole(run).description.config).diffusion.time_at_data == 0
 
 
