@@ -130,7 +130,7 @@ def _new_model(config: Config, dataset: LatentDataset, is_new_run: bool) -> DiT:
         classes = len(dataset.class_names)
         model = model_of(config, dataset.manifest.latents, classes, config.engine.kernels, in_training=True)
     if is_new_run and config.init_from is not None:
-        load_initial(model, config.init_from)
+        load_initial(model, config.init_from, config.diffusion)
     return model
 
 
