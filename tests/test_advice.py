@@ -45,11 +45,15 @@ OTHERS_OPTIONS = {
 """Options of other programs."""
 
 EXCEPTIONS = {
+    ("dit_scale.alignment.sources", "alignment.encoders"): "of a network in training, which these do not build",
+    ("dit_scale.autoencoder.pca", "autoencoder.pca_channels"): "only encode fits a codec",
     ("dit_scale.autoencoder.base", "image_size"): "only encode asks for the size of a latent",
     ("dit_scale.config.loading", "data.path"): "an example of how a setting is written",
     ("dit_scale.config.training", "data.held_out_fraction"): "sample checks settings of its own, not a run's",
+    ("dit_scale.config.training", "diffusion.early_weight"): "the same",
     ("dit_scale.config.training", "diffusion.num_timesteps"): "the same",
     ("dit_scale.config.training", "model.condition"): "the same",
+    ("dit_scale.config.training", "model.early_block"): "the same",
     ("dit_scale.config.training", "model.label_dropout"): "the same",
     ("dit_scale.config.training", "validation.every_steps"): "the same",
     ("dit_scale.data.dataset", "data.held_out_fraction"): "inspect opens a folder whole",
@@ -63,7 +67,12 @@ EXCEPTIONS = {
     ("dit_scale.evaluation.extractors", "--features"): "a run gives weights or nothing, never a name",
     ("dit_scale.evaluation.extractors", "--weights"): "the same",
     ("dit_scale.interop.exporting", "model.label_dropout"): "says how the run was trained; the advice follows it",
+    ("dit_scale.interop.exporting", "routing.fill"): "the same",
+    ("dit_scale.models.route", "routing.from_block"): "a stored run has been checked by training",
+    ("dit_scale.models.route", "routing.ratio"): "the same",
+    ("dit_scale.models.route", "routing.to_block"): "the same",
     ("dit_scale.models.operators", "engine.kernels"): "sampling asks for no forward-mode derivative",
+    ("dit_scale.sampling.sampler", "model.condition"): "says how the run was trained; the advice follows it",
     ("dit_scale.jobs.submit", "--num-samples"): "the command line of a stage",
     ("dit_scale.jobs.submit", "--out"): "the command line of a stage",
 }

@@ -58,7 +58,7 @@ def test_weights_are_loaded_in_one_place_each() -> None:
     assert hub == {"dit_scale/weights.py"}
     pickles = {path for path, name in names if name in ("torch.load", "pickle.load", "pickle.loads", "joblib.load")}
     # The second reads statistics of images, whose arrays of numpy it must keep.
-    assert pickles == {"dit_scale/interop/torch_file.py", "dit_scale/evaluation/reference.py"}
+    assert pickles == {"dit_scale/torch_file.py", "dit_scale/evaluation/reference.py"}
     loads = [
         {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         for _, call, n in calls()
@@ -73,15 +73,16 @@ def test_weights_are_loaded_in_one_place_each() -> None:
     assert lenient == []
 
 
-def test_diffusers_is_imported_without_a_word() -> None:
+@pytest.mark.parametrize(("library", "name"), [("diffusers", "AutoencoderKL"), ("transformers", "Dinov2Model")])
+def test_a_library_is_imported_without_a_word(library: str, name: str) -> None:
     """It would tell of torchao's optional parts, and xformers of its build, above every command's output."""
-    code = "from dit_scale.weights import from_diffusers; print(from_diffusers('AutoencoderKL').__name__)"
+    code = f"from dit_scale.weights import from_library; print(from_library('{library}', '{name}').__name__)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert (result.stdout, result.stderr) == ("AutoencoderKL\n", "")
+    assert (result.stdout, result.stderr) == (f"{name}\n", "")
     imports = [
         str(path.relative_to(ROOT))
         for package in ("dit_scale", "preprocessing")
         for path in Path(ROOT, package).rglob("*.py")
-        if re.search(r"^\s+(from diffusers import|import diffusers)", path.read_text(), re.M)
+        if re.search(r"^\s+(from|import) (diffusers|transformers)\b", path.read_text(), re.M)
     ]
-    assert imports == ["dit_scale/weights.py"]
+    assert imports == []

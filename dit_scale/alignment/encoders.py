@@ -48,7 +48,8 @@ class Kind:
 
 
 _DINO_POSITIONS = "embeddings.position_embeddings"
-_SIGLIP = Kind("SiglipVisionModel", _HALF, 0, "vision_model.embeddings.position_embedding.weight")
+_SIGLIP_POSITIONS = "vision_model.embeddings.position_embedding.weight"
+_SIGLIP = Kind("SiglipVisionModel", _HALF, 0, _SIGLIP_POSITIONS, (("vision_use_head", False),))
 KINDS = {
     "dinov2": Kind("Dinov2Model", _IMAGENET, 1, _DINO_POSITIONS),
     "dinov2_with_registers": Kind("Dinov2WithRegistersModel", _IMAGENET, 1, _DINO_POSITIONS),

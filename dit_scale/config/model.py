@@ -18,10 +18,9 @@ class ModelConfig:
     """By the same names as `NetworkConfig` in models/config.py, which says more; null is the preset's."""
 
     name: str = "DiT-XL/2"
-    """A preset, DiT-{S,B,L,XL}/{2,4,8}, DiT-{1.5B,3B,7B}/2, LightningDiT-{B,L,XL}/1 or DiT-DH-{S,XL}, or `custom` with
-    the four fields below."""
+    """A preset, DiT-{S,B,L,XL}/{2,4,8}, DiT-{1.5B,3B,7B}/2, LightningDiT-{B,L,XL}/1 or DiT-DH-{S,XL}, or `custom`."""
     patch_size: int | None = number(None, at_least=1)
-    """Side of a patch in latent pixels; null takes the preset's."""
+    """Side of a patch in latent pixels; null takes the preset's. `custom` needs this and the next three."""
     hidden_size: int | None = number(None, at_least=1)
     """Width of a token; null takes the preset's."""
     depth: int | None = number(None, at_least=1)
@@ -62,7 +61,10 @@ class ModelConfig:
     """Attention kernel: the fastest that is found (RUN/attention.json), or one by name."""
 
 
-OF_TRAINING = ("time_distribution", "logit_mean", "logit_std", "early_weight")
+OF_TRAINING = (
+    *("min_snr_gamma", "time_distribution", "logit_mean", "logit_std", "early_weight", "time_interval", "time_shift"),
+    *("time_shift_base", "cosine_weight", "contrastive_weight"),
+)
 """Fields of ``DiffusionConfig`` that say how a network learns, and nothing of what its outputs mean."""
 
 

@@ -83,7 +83,7 @@ def refusal(key: str, value: str, kind: Any, metadata: Any) -> InputError:
     if inner in (int, float) and limits is not None:
         advice = limits.advice(noun)
     elif get_origin(inner) is tuple:
-        advice = "a list such as " + ("[1, 2]" if element(inner) is int else "[0.1, 0.2]")
+        advice = "a list such as " + {int: "[1, 2]", str: "[a, b]"}.get(element(inner), "[0.1, 0.2]")
     elif inner is bool:
         advice = "one of them"
     return InputError(f"{key}={value} is not {noun}; give {advice}{', or null' if is_optional else ''}")

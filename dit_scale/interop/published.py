@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write
 from dit_scale.interop.foreign_folders import is_rounded_copy, refuse_part
-from dit_scale.interop.torch_file import read_torch_file
 from dit_scale.interop.wrapping import unwrapped
+from dit_scale.torch_file import read_torch_file
 from dit_scale.weights import FIXED_TABLES, SIDE_LAYERS, load_strictly
 
 log = logging.getLogger(__name__)

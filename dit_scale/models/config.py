@@ -152,14 +152,17 @@ class NetworkConfig:
         return self.hidden_size // self.num_heads
 
     def _check_route(self) -> None:
+        """Raise InputError where a route does not fit, or a side layer would see a part of the tokens alone."""
         if self.route is None:
             return
-        routed = self.routed_blocks
-        if self.num_kept < self.num_tokens and self.early_block in routed:
-            raise InputError(
-                f"early_block {self.early_block} is between blocks {routed.start} and {routed.stop - 1}, which see "
-                f"only a part of the tokens; give one before or behind these, or another route"
-            )
+        routed, is_partial = self.routed_blocks, self.num_kept < self.num_tokens
+        after_block = 0 if self.projectors is None else self.projectors.after_block
+        for name, block in (("early_block", self.early_block), ("after_block", after_block)):
+            if is_partial and block in routed:
+                raise InputError(
+                    f"{name} {block} is one of blocks {routed.start} to {routed.stop - 1}, which see only a part of "
+                    f"the tokens; give one before or behind these, or another route"
+                )
 
     def _check_width(self, of_width: str, of_heads: str) -> None:
         """Raise InputError for a width, and attention heads, that do not fit; both by their fields' names."""
@@ -172,7 +175,7 @@ class NetworkConfig:
         if self.rope and width // heads % 4:
             raise InputError(
                 f"{of_width} {width} over {of_heads} {heads} is {width // heads} numbers a head, and rope needs a "
-                f"multiple of 4; change one of the two, or give rope=false"
+                f"multiple of 4; change one of the two"
             )
         if int(width * self.mlp_ratio) < 1:
             raise InputError(f"mlp_ratio {self.mlp_ratio:g} of {of_width} {width} is an MLP of width 0; give more")

@@ -19,7 +19,7 @@ FP32_BYTES = 4
 STAGE_3_REUSE_DISTANCE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance
 STAGE_3_PERSISTENT = 100_000  # its stage3_param_persistence_threshold: smaller parameters stay whole
 _STAGE_0_BUCKET = 500_000_000  # elements that its engine flattens for one all-reduce at stage 0
-_LOSS_FEATURES = 5  # fp32 tensors of the features' shape that the alignment loss keeps, the target among them
+_LOSS_FEATURES = 2  # fp32 tensors of the features' shape that the alignment loss keeps: projected, and the target
 _LOSS_LATENTS = 15  # fp32 tensors of a latent's shape that the Gaussian objective keeps; a flow keeps fewer
 
 

@@ -29,6 +29,7 @@ NEEDED = ["run_dir=r", "data.path=d", "model.name=DiT-S/2"]
             ["alignment.encoders=[a]", "alignment.projector=conv", "alignment.projector_width=9"],
             "projector=conv; leave",
         ),
+        (["alignment.encoders=a"], "alignment.encoders=a is not a list of texts; give a list such as [a, b]"),
         (["alignment.encoders=[a,b,a]"], "alignment.encoders names a twice; give each once"),
         (["alignment.encoders=[a,b]", "alignment.encoder_digests=[x]"], "has 1 for 2 encoders; give one for each"),
         (["alignment.encoders=[a]", "alignment.spatial_norm=1.5"], "spatial_norm=1.5 is out of range; give a number"),

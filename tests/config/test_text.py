@@ -78,10 +78,10 @@ def test_null_is_text_where_it_is_typed_and_refused_in_a_file(place: Place, tmp_
 
 
 @parametrized(iter(NESTED))
-def test_names_and_values_in_a_dictionary(place: Place, tmp_path: Path) -> None:
-    depth = str(place.entry.type).count("dict")
+def test_names_and_values_in_a_dictionary_or_a_list(place: Place, tmp_path: Path) -> None:
+    depth, is_list = str(place.entry.type).count("dict"), str(place.entry.type).startswith("tuple")
     for word in WORDS:
-        value, expected = word, word
+        value, expected = (f"[{word}]", (word,)) if is_list else (word, word)
         for _ in range(depth):
             value, expected = f"{{{word}: {value}}}", {word: expected}  # type: ignore[assignment]
         config = load_config(place.schema, None, [*place.needed, f"{place.key}={value}"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit_scale.diffusion import FlowMatching, guided
+from dit_scale.diffusion import FlowMatching, guided, with_null
 from dit_scale.diffusion.losses import LabelledDenoiser
 from dit_scale.diffusion.solvers.flow import euler, heun
 from tests.models.test_recipes import Recipe, load_recipe
@@ -25,8 +25,13 @@ def guided_by(
     interval: tuple[float, float],
     channels: int | None = None,
 ) -> LabelledDenoiser:
+    def alone(noised: Tensor, time: Tensor) -> Tensor:
+        return recipe.model(noised, time, label)
+
     nulls = recipe.model.condition.nulls(label)
-    return guided(recipe.model, label, nulls, cfg_scale, channels, interval, flow.noise_levels)
+    assert nulls is not None
+    pair = with_null(recipe.model, label, nulls)
+    return alone if cfg_scale == 1 else guided(alone, pair, cfg_scale, channels, interval, flow.noise_levels)
 
 
 def lightning_guided(recipe: Recipe, cfg_scale: float) -> LabelledDenoiser:

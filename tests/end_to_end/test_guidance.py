@@ -1,7 +1,7 @@
 """Guidance by weaker models as a user trains and names them: a second final layer, and another run."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dit_scale.checkpoint import Checkpoint
 from dit_scale.classes import ClassNames
-from dit_scale.config import Config, config_from
+from dit_scale.config import OF_TRAINING, Config, config_from
 from dit_scale.errors import InputError
 from dit_scale.latents import LatentSpec
 from dit_scale.sampling.other import check_guide, opened
@@ -104,7 +104,8 @@ def test_a_run_of_other_latents_or_classes_is_refused(gaussian: Path) -> None:
     config, latents = config_from(Config, description.config), LatentSpec.from_json(description.data["latent"])
     names = ClassNames(description.data["class_names"])
     check_guide(path, config, latents, names)
-    trained_otherwise = replace(config.diffusion, early_weight=0.125)
+    assert set(OF_TRAINING) < {entry.name for entry in fields(config.diffusion)}
+    trained_otherwise = replace(config.diffusion, early_weight=0.125, min_snr_gamma=5.0)
     check_guide(path, replace(config, diffusion=trained_otherwise), latents, names)
     with pytest.raises(InputError, match="has latents of size 8, and this model 16; give a run of the same latents"):
         check_guide(path, config, replace(latents, size=16), names)

@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from dit_scale.errors import InputError
 from dit_scale.interop import architecture_of, load_into, read_weights
-from dit_scale.interop.torch_file import NotAWeight, read_torch_file
 from dit_scale.models import DiT
+from dit_scale.torch_file import NotAWeight, read_torch_file
 
 
 def model(num_classes: int = 3, latent_size: int = 4, depth: int = 1) -> DiT:

@@ -215,6 +215,16 @@ def test_an_early_layer_is_a_final_layer_after_its_block_and_leaves_the_rest_as_
     assert tokens.shape == (3, 16, 32)
 
 
+def test_an_early_layer_of_a_network_with_a_head_stands_in_its_encoder() -> None:
+    head = {"head_hidden_size": 48, "head_depth": 1, "head_num_heads": 4, "norm": "rmsnorm"}
+    model = random_model(early_block=2, **head)
+    _, (early,) = model(*inputs(), hidden=["early_layer"])
+    assert early.shape == (3, 8, 8, 8)
+    early.sum().backward()
+    has_gradient = [block.attn.qkv.weight.grad is not None for block in model.blocks]
+    assert has_gradient == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

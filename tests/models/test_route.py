@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dit_scale.errors import InputError
 from dit_scale.models import DiT, Route
+from dit_scale.models.config import Projectors
 from dit_scale.models.embeddings import grid_rotation
 from tests.models.test_dit import SIZES, inputs, random_model
 
@@ -178,9 +179,14 @@ def test_a_network_without_a_route_takes_no_kept_tokens() -> None:
             random_model()(*inputs(), **told)
 
 
-def test_an_early_layer_between_routed_blocks_is_refused() -> None:
-    with pytest.raises(InputError, match="early_block 3 is between blocks 2 and 4, which see only a part"):
+def test_a_side_layer_between_routed_blocks_is_refused() -> None:
+    with pytest.raises(InputError, match="early_block 3 is one of blocks 2 to 4, which see only a part"):
         routed_model("entered", early_block=3)
+    with pytest.raises(InputError, match="after_block 4 is one of blocks 2 to 4, which see only a part"):
+        routed_model("entered", projectors=Projectors(after_block=4, widths=(8,)))
+    aligned = routed_model("entered", projectors=Projectors(after_block=1, widths=(8,)))
+    _, (features,) = aligned(*inputs(), hidden=("projectors.0",), kept_tokens=KEPT)
+    assert features.shape == (3, TOKENS, 8)
     assert routed_model("entered", early_block=5)(*inputs(), kept_tokens=KEPT).shape == (3, 8, 8, 8)
 
 

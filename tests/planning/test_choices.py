@@ -71,7 +71,7 @@ def test_no_choice_parts_images_that_are_compared() -> None:
     settings = [choice.setting for choice in smaller_choices(config, model, setup, limit_bytes=1.0)]
     assert "train.micro_batch_size_per_gpu=2" in settings
     assert "128 ranks" in settings
-    sizes = {one.train.micro_batch_size_per_gpu for one in _choices(config, model, Cluster(GPUS["h100"], 2), False)}
+    sizes = {one.train.micro_batch_size_per_gpu for one in _choices(config, Cluster(GPUS["h100"], 2), False)}
     assert sizes == {2, 4, 8, 16, 32, 64, 128}
 
 
