@@ -204,7 +204,7 @@ def _obtain(config: EncodeConfig, source: Source, is_planned: bool) -> Autoencod
         return load_autoencoder(str(output))
     if settings.name in EMBEDDED:
         return _fit(config, source)
-    or_else = ", or autoencoder.name=pca, which needs neither"
+    or_else = ", or autoencoder.name=fitted or autoencoder.name=pca, which need neither"
     return load_autoencoder(settings.name, revision=settings.revision, or_else=or_else)
 
 

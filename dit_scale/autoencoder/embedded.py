@@ -28,7 +28,7 @@ EMBEDDED = {
     PCACodec.KIND: Embedded(
         lambda images, settings: PCACodec.fit(images, settings.pca_patch_size, settings.pca_channels),
         lambda settings: settings.pca_fit_images,
-        lambda tensors, settings: PCACodec(**tensors, **settings),
+        lambda tensors, settings: PCACodec(tensors["components"], tensors["mean"], **settings),
     ),
     FittedCodec.KIND: Embedded(
         lambda images, settings: FittedCodec.fit(

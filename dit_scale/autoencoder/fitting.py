@@ -85,7 +85,7 @@ class _Muon:
 
     def step(self, rate: float, pool: ThreadPoolExecutor) -> None:
         """Update every matrix, each by one thread."""
-        list(pool.map(lambda pair: self._update(*pair, rate), self._momenta))
+        list(pool.map(lambda pair: self._update(pair[0], pair[1], rate), self._momenta))
 
     @torch.no_grad()
     def _update(self, matrix: nn.Parameter, momentum: Tensor, rate: float) -> None:

@@ -46,11 +46,13 @@ class PatchNetwork(nn.Module):
             if isinstance(module, nn.Linear | nn.Conv2d):
                 bound = module.weight[0].numel() ** -0.5
                 module.weight.uniform_(-bound, bound, generator=generator)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    module.bias.zero_()
             if isinstance(module, _Block):
                 module.begin()
-        for network in (self.encoder, self.decoder):
-            nn.init.zeros_(network[-1].weight)
+        for last in (self.encoder[-1], self.decoder[-1]):
+            assert isinstance(last, nn.Linear)
+            last.weight.zero_()
         return self
 
     def encode(self, images: Tensor) -> Tensor:
