@@ -58,8 +58,8 @@ class AutoencoderConfig:
     """Channels of the fitted codec's latent."""
     fit_images: int = number(2048, at_least=1, only_if=_FITTED)
     """Images, chosen evenly over the source's order and held in memory, on which the fitted codec learns."""
-    fit_steps: int = number(400, at_least=1, only_if=_FITTED)
-    """Steps of 32 images that the fitted codec learns for; 400 take about 100 CPU seconds."""
+    fit_steps: int = number(800, at_least=1, only_if=_FITTED)
+    """Steps of 32 images that the fitted codec learns for; 800 take about 200 CPU seconds."""
 
     def check_together(self, spell: Spell) -> None:
         """Raise InputError where settings do not fit each other."""
