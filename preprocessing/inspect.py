@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dit_scale.autoencoder import EMBEDDED, load_autoencoder, to_uint8
 from dit_scale.autoencoder import FILE_NAME as AUTOENCODER_FILE
-from dit_scale.autoencoder import load_autoencoder, to_uint8
 from dit_scale.data.dataset import LatentDataset
 from dit_scale.data.folder import ShardFolder
 from dit_scale.data.shards import WAY_OUT
@@ -52,6 +52,7 @@ def _table(folder: ShardFolder) -> Table:
         "rms after scaling": f"{manifest.normalised_rms:.3f} (training expects about 1)",
         "autoencoder": f"{manifest.autoencoder['name']} ({manifest.autoencoder['kind']}, "
         f"{manifest.autoencoder['sha256'][:12]})",
+        **_quality(folder),
         "images": f"{manifest.transform.name}, {manifest.transform.image_size} px",
         "crops": f"kept, uint8, {crop_bytes:,} bytes" if manifest.crops else "not kept",
         "fingerprint": manifest.fingerprint,
@@ -62,6 +63,15 @@ def _table(folder: ShardFolder) -> Table:
     for name, value in facts.items():
         table.add_row(name, value)
     return table
+
+
+def _quality(folder: ShardFolder) -> dict[str, str]:
+    """Return how well the autoencoder restores images, where that was measured when it was fitted."""
+    if folder.manifest.autoencoder["kind"] not in EMBEDDED:
+        return {}
+    folder.storage.content(AUTOENCODER_FILE)
+    psnr = load_autoencoder(folder.manifest.autoencoder, folder=folder.storage.folder()).psnr
+    return {} if psnr is None else {"restored images": f"{psnr:.2f} dB (PSNR, on images that it was fitted on)"}
 
 
 @torch.no_grad()

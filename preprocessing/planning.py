@@ -12,8 +12,8 @@ from typing import Any, TypedDict, cast
 import numpy as np
 import torch
 
+from dit_scale.autoencoder import EMBEDDED, Autoencoder, load_autoencoder, save_autoencoder
 from dit_scale.autoencoder import FILE_NAME as AUTOENCODER_FILE
-from dit_scale.autoencoder import Autoencoder, PCACodec, load_autoencoder, save_autoencoder
 from dit_scale.config import EncodeConfig, to_yaml, unused_names
 from dit_scale.data.manifest import FILE_NAME as MANIFEST_FILE
 from dit_scale.documents import read_document
@@ -202,18 +202,18 @@ def _obtain(config: EncodeConfig, source: Source, is_planned: bool) -> Autoencod
     output = Path(config.output)
     if is_planned and (output / AUTOENCODER_FILE).exists() and not Path(settings.name).is_dir():
         return load_autoencoder(str(output))
-    if settings.name == PCACodec.KIND:
+    if settings.name in EMBEDDED:
         return _fit(config, source)
-    or_else = ", or autoencoder.name=pca, which needs neither"
+    or_else = ", or autoencoder.name=fitted or autoencoder.name=pca, which need neither"
     return load_autoencoder(settings.name, revision=settings.revision, or_else=or_else)
 
 
-def _fit(config: EncodeConfig, source: Source) -> PCACodec:
-    settings = config.autoencoder
-    count = min(len(source), settings.pca_fit_images)
+def _fit(config: EncodeConfig, source: Source) -> Autoencoder:
+    embedded = EMBEDDED[config.autoencoder.name]
+    count = min(len(source), embedded.fit_images(config.autoencoder))
     indices = (i * len(source) // count for i in range(count))
     with decoder_for(config, source) as decoder:
         images = (image for image in decoder.decode(indices) if not isinstance(image, str))
         batches = iter(lambda: list(islice(images, _FIT_BATCH)), [])
         tensors = (torch.from_numpy(np.stack(batch)).movedim(-1, 1) for batch in batches)
-        return PCACodec.fit(tensors, settings.pca_patch_size, settings.pca_channels)
+        return embedded.fit(tensors, config.autoencoder)

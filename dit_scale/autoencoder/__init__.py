@@ -1,13 +1,17 @@
 """The frozen autoencoder: images to moments, raw latents to images, and what identifies it."""
 
 from dit_scale.autoencoder.base import NO_AUTOENCODER, Autoencoder, Identity, from_uint8, to_uint8
+from dit_scale.autoencoder.embedded import EMBEDDED
+from dit_scale.autoencoder.fitted import FittedCodec
 from dit_scale.autoencoder.pca import PCACodec
 from dit_scale.autoencoder.store import FILE_NAME, copy_decoder, load_autoencoder, save_autoencoder
 
 __all__ = [
+    "EMBEDDED",
     "FILE_NAME",
     "NO_AUTOENCODER",
     "Autoencoder",
+    "FittedCodec",
     "Identity",
     "PCACodec",
     "copy_decoder",

@@ -2,7 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -37,6 +38,8 @@ class Autoencoder(ABC):
     """The model's own latent scale; a manifest may hold another."""
     shift: tuple[float, ...]
     identity: Identity
+    psnr: float | None = None
+    """PSNR in dB of what it decodes, on the images that it was fitted on; None where that is not known."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -73,6 +76,17 @@ class Autoencoder(ABC):
     def identify(self, kind: str, name: str, revision: str | None) -> Identity:
         """Return what tells this autoencoder from others."""
         return {"kind": kind, "name": name, "revision": revision, "sha256": _digest(self.tensors())}
+
+
+@contextmanager
+def fixed_threads(count: int) -> Iterator[None]:
+    """Compute with so many threads in the body: with another number, the last bits differ."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

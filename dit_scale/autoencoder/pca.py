@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_scale.autoencoder.base import Autoencoder
+from dit_scale.autoencoder.base import Autoencoder, fixed_threads
 from dit_scale.errors import InputError
 from dit_scale.latents import NO_VARIANCE_LOG_VARIANCE
 
@@ -74,10 +74,6 @@ class PCACodec(Autoencoder):
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues and eigenvectors, by one thread: with several, the last bits differ."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    """Return eigenvalues and eigenvectors, the same whatever the caller's threads."""
+    with fixed_threads(1):
         return torch.linalg.eigh(matrix)
-    finally:
-        torch.set_num_threads(threads)

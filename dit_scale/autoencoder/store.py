@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from dit_scale.autoencoder.base import NO_AUTOENCODER, Autoencoder, Identity
 from dit_scale.autoencoder.convolutional import ConvAutoencoder, load_convolutional, model_class_of
-from dit_scale.autoencoder.pca import PCACodec
+from dit_scale.autoencoder.embedded import EMBEDDED
 from dit_scale.documents import parsed
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_write
@@ -62,7 +62,7 @@ def load_autoencoder(
         return _read(folder / FILE_NAME, which, precision).to(device)
     if (Path(which) / FILE_NAME).is_file():
         return _read(Path(which) / FILE_NAME, None, precision).to(device)
-    if which == PCACodec.KIND and not Path(which).is_dir():
+    if which in EMBEDDED and not Path(which).is_dir():
         raise InputError(
             f"autoencoder '{which}' is fitted on images by dit-scale encode, which keeps it beside the shards; give "
             f"the folder with its {FILE_NAME}: a shard folder, or the folder 'autoencoder' of a run"
@@ -86,8 +86,8 @@ def _read(path: Path, expected: Identity | None, precision: Literal["fp32", "bf1
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     autoencoder: Autoencoder
-    if identity["kind"] == PCACodec.KIND:
-        autoencoder = PCACodec(**tensors, **settings)
+    if identity["kind"] in EMBEDDED:
+        autoencoder = EMBEDDED[identity["kind"]].restore(tensors, settings)
     else:
         with pretrained(f"'{path}'", "copy the file again from the shard folder"):
             model = model_class_of(identity["kind"], str(path)).from_config(settings)

@@ -9,7 +9,9 @@ from omegaconf import MISSING
 from dit_scale.config.fields import Spell, number, setting, unless, when
 from dit_scale.errors import InputError
 
-_PCA, _NOT_PCA = when("name", "pca"), unless("name", "pca")
+_PCA, _FITTED, _FOREIGN = when("name", "pca"), when("name", "fitted"), unless("name", "pca", "fitted")
+_PATCHES = {"pca": ("pca_patch_size", "pca_channels"), "fitted": ("fit_patch_size", "fit_channels")}
+"""The settings of patches, by the name of the codec that is fitted on them."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class SourceConfig:
 @dataclass(frozen=True)
 class AutoencoderConfig:
     name: str = "stabilityai/sd-vae-ft-ema"
-    """`pca` (a codec fitted on the images), a hub name or a local folder of a diffusers autoencoder."""
-    revision: str | None = setting(None, only_if=_NOT_PCA)
+    """`pca` or `fitted` (codecs fitted on the images), a hub name or a local folder of a diffusers autoencoder."""
+    revision: str | None = setting(None, only_if=_FOREIGN)
     """Revision of the hub's model; null takes the newest."""
     scale: tuple[float, ...] | None = number(None, above=0, only_if=when("measure_scale", False), or_one=True)
     """Latent scale, one number or one a channel; null takes the model's own (PCA: 1 / rms)."""
@@ -40,9 +42,9 @@ class AutoencoderConfig:
     """Latent shift, one number or one a channel; null takes the model's own."""
     measure_scale: bool = False
     """Take scale and shift, per channel, from the latents' measured mean and standard deviation instead."""
-    precision: Literal["fp32", "bf16"] = setting("fp32", only_if=_NOT_PCA)
+    precision: Literal["fp32", "bf16"] = setting("fp32", only_if=_FOREIGN)
     """Arithmetic of the encoder."""
-    compile: bool = setting(False, only_if=_NOT_PCA)
+    compile: bool = setting(False, only_if=_FOREIGN)
     """Compile the encoder with torch.compile, which pays for long encodings on GPUs."""
     pca_patch_size: int = number(8, at_least=1, only_if=_PCA)
     """Side of the square image patch that the PCA codec turns into one latent pixel."""
@@ -50,6 +52,14 @@ class AutoencoderConfig:
     """Principal components kept a patch: the PCA latent's channels."""
     pca_fit_images: int = number(2048, at_least=1, only_if=_PCA)
     """Images, chosen evenly over the source's order, from which the PCA codec is fitted."""
+    fit_patch_size: int = number(8, at_least=1, only_if=_FITTED)
+    """Side of the square image patch that the fitted codec turns into one latent pixel."""
+    fit_channels: int = number(16, at_least=1, only_if=_FITTED)
+    """Channels of the fitted codec's latent."""
+    fit_images: int = number(2048, at_least=1, only_if=_FITTED)
+    """Images, chosen evenly over the source's order and held in memory, on which the fitted codec learns."""
+    fit_steps: int = number(800, at_least=1, only_if=_FITTED)
+    """Steps of 32 images that the fitted codec learns for; 800 take about 200 CPU seconds."""
 
     def check_together(self, spell: Spell) -> None:
         """Raise InputError where settings do not fit each other."""
@@ -61,11 +71,13 @@ class AutoencoderConfig:
                 f"{spell('revision')}={self.revision} has no effect with {spell('name')}={self.name}, a local folder; "
                 f"leave it out, or give a hub name"
             )
-        if self.name == "pca" and self.pca_channels > 3 * self.pca_patch_size**2:
-            raise InputError(
-                f"{spell('pca_channels')}={self.pca_channels} is above {3 * self.pca_patch_size**2}, the numbers in a "
-                f"patch of {spell('pca_patch_size')}={self.pca_patch_size}; give fewer channels or larger patches"
-            )
+        if self.name in _PATCHES:
+            (patch_size, side), (channels, count) = ((key, getattr(self, key)) for key in _PATCHES[self.name])
+            if count > 3 * side**2:
+                raise InputError(
+                    f"{spell(channels)}={count} is above {3 * side**2}, the numbers in a patch of "
+                    f"{spell(patch_size)}={side}; give fewer channels or larger patches"
+                )
 
 
 @dataclass(frozen=True)
@@ -97,9 +109,9 @@ class EncodeConfig:
 
     def check_together(self, spell: Spell) -> None:
         """Raise InputError where settings do not fit each other."""
-        patch_size = self.autoencoder.pca_patch_size
-        if self.autoencoder.name == "pca" and self.image_size % patch_size:
+        key, _ = _PATCHES.get(self.autoencoder.name, (None, None))
+        if key is not None and self.image_size % getattr(self.autoencoder, key):
             raise InputError(
-                f"image_size={self.image_size} is not divisible by autoencoder.pca_patch_size={patch_size}; "
-                f"change either"
+                f"image_size={self.image_size} is not divisible by autoencoder.{key}="
+                f"{getattr(self.autoencoder, key)}; change either"
             )

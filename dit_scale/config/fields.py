@@ -87,7 +87,7 @@ class When:
         return (
             self.advice(self.name)
             if self.words or self.values or self.but == (0,)
-            else f"{self.name} not {shown(self.but[0])}"
+            else f"{self.name} not {' or '.join(map(shown, self.but))}"
         )
 
 

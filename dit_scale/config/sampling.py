@@ -69,7 +69,7 @@ class EvaluationConfig(SamplingConfig):
     num_images: int = number(1_000, at_least=1)
     """Images drawn for one, of all classes and always from the same noise."""
     reference: str | None = None
-    """Real images: a folder, an .npz or ADM's statistics; null decodes as many records of the data."""
+    """Real images: a folder, an .npz or ADM's statistics; null takes as many crops of the data, or decoded records."""
     weights: str | None = None
     """File of Inception's weights, for FID and its kin; null takes a small classifier's features, under its name."""
     batch_size: int = number(32, at_least=1)

@@ -1,15 +1,19 @@
 """How good the EMA's images are: a small evaluation of fixed seeds, every so often while a run goes on."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from xxhash import xxh3_64
 
+from dit_scale.autoencoder import Autoencoder
 from dit_scale.config import Config
 from dit_scale.data.loader import LatentDataset
+from dit_scale.data.shards import WAY_OUT
 from dit_scale.distributed.runtime import World
 from dit_scale.distributed.sharing import gather_on_rank_zero, shares
 from dit_scale.errors import InputError
@@ -31,6 +35,7 @@ from dit_scale.sampling import Sampler, SamplingSettings
 from dit_scale.supervision.conveniences import Conveniences
 from dit_scale.training.ema import ShardedEMA
 from dit_scale.training.ema_images import with_average
+from dit_scale.training.metrics import say
 
 FOLDER = "evaluation"
 
@@ -103,31 +108,75 @@ class Evaluation:
             return load_reference(origin, self._extractor, cache, self._batch_size)
         decoded = DecodedRecords(dataset, self._sampler, self._count)
         check_count(decoded.count, f"data '{decoded.path}'")
-        return extract_reference(decoded, self._extractor, cache, self._batch_size)
+        records = extract_reference(decoded, self._extractor, cache, self._batch_size)
+        if not all(folder.manifest.crops for folder in dataset.folders):
+            say(f"evaluation  reference: decoded records ({_quality(self._sampler.autoencoder)})")
+            return records
+        crops = extract_reference(KeptCrops(dataset, self._count), self._extractor, cache, self._batch_size)
+        assert records.features is not None
+        own = Evaluator(self._extractor, crops).judge([Features(records.features)]).metrics
+        told = "  ".join(f"{name} {value:.5g}" for name, value in own.items())
+        say(f"evaluation  reference: the images that were encoded; of their records, decoded:  {told}")
+        return crops
 
 
-class DecodedRecords(ImageSet):
-    """Records of the data, spread evenly over it, as the autoencoder decodes them: the best that a model can reach."""
+class _Records(ImageSet):
+    """Records of the data, spread evenly over it, as images."""
 
-    kind = "decoded latents"
-
-    def __init__(self, dataset: LatentDataset, sampler: Sampler, count: int):
+    def __init__(self, dataset: LatentDataset, count: int):
         super().__init__(Path(dataset.folders[0].storage.location))
-        self._dataset, self._sampler = dataset, sampler
+        self._dataset = dataset
         self.count = min(count, len(dataset))
         self._records = np.linspace(0, len(dataset) - 1, self.count).round().astype(np.int64)
         self.size = next(self.batches(1)).shape[2:0:-1]
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         for first in range(0, self.count, batch_size):
-            records = self._records[first : first + batch_size]
-            moments, _ = self._dataset.read(records, np.zeros(len(records), bool))
-            mean = moments.to(self._sampler.device, torch.float32).chunk(2, dim=1)[0]
-            yield self._sampler.decode(self._sampler.latents.normalise(mean))
+            yield self._images(self._records[first : first + batch_size])
+
+    @abstractmethod
+    def _images(self, records: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]: ...
+
+
+class KeptCrops(_Records):
+    """The very images that were encoded, where they are kept: what an autoencoder loses counts."""
+
+    kind = "kept crops"
+
+    def _images(self, records: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        crops, damaged = self._dataset.read_crops(records, np.zeros(len(records), bool))
+        for how in damaged.values():
+            raise InputError(f"{how}; {WAY_OUT}")
+        return crops.permute(0, 2, 3, 1).contiguous().numpy()
+
+    def digest(self) -> str:
+        crops = b"".join(folder.crops_digest() for folder in self._dataset.folders)
+        return xxh3_64(crops + f" {self.count}".encode()).hexdigest()
+
+
+class DecodedRecords(_Records):
+    """Records as the autoencoder decodes them: the best that a model of its latents can reach."""
+
+    kind = "decoded latents"
+
+    def __init__(self, dataset: LatentDataset, sampler: Sampler, count: int):
+        self._sampler = sampler
+        super().__init__(dataset, count)
+
+    def _images(self, records: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        moments, _ = self._dataset.read(records, np.zeros(len(records), bool))
+        mean = moments.to(self._sampler.device, torch.float32).chunk(2, dim=1)[0]
+        return self._sampler.decode(self._sampler.latents.normalise(mean))
 
     def digest(self) -> str:
         what = f"{self._dataset.fingerprint()} {self._sampler.autoencoder.identity} {self.count}"
         return xxh3_64(what.encode()).hexdigest()
+
+
+def _quality(autoencoder: Autoencoder) -> str:
+    """Return in words what a reference of decoded records hides."""
+    known = "" if autoencoder.psnr is None else f", which had {autoencoder.psnr:.1f} dB where it was fitted"
+    return f"this hides what the autoencoder loses{known}; encode keep_crops=true keeps the images to compare with"
 
 
 def spread_labels(count: int, num_classes: int) -> list[int]:

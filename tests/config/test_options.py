@@ -122,6 +122,6 @@ def test_help_says_what_a_setting_takes() -> None:
         "diffusion.prediction=epsilon  (one of epsilon, v, x0; with name=gaussian)",
         "preview.cfg_scale=4.0  (0 or more)",
         "evaluation.guidance_interval=[0.0, 1.0]  (each in [0, 1]; with cfg_scale not 1.0)",
-        "autoencoder.revision=null  (with name not pca)",
+        "autoencoder.revision=null  (with name not pca or fitted)",
     ):
         assert line in lines

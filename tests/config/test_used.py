@@ -88,6 +88,8 @@ NEEDED = ["run_dir=r", "data.path=d"]
         ),
         (EncodeConfig, ["autoencoder.pca_channels=5"], "give autoencoder.name=pca"),
         (EncodeConfig, ["autoencoder.name=pca", "autoencoder.revision=main"], "or give another autoencoder.name"),
+        (EncodeConfig, ["autoencoder.name=fitted", "autoencoder.revision=main"], "or give another autoencoder.name"),
+        (EncodeConfig, ["autoencoder.name=pca", "autoencoder.fit_steps=5"], "give autoencoder.name=fitted"),
         (EncodeConfig, ["autoencoder.name=pca", "autoencoder.compile=true"], "or give another autoencoder.name"),
         (EncodeConfig, ["autoencoder.name=pca", "autoencoder.precision=bf16"], "or give another autoencoder.name"),
         (

@@ -1,6 +1,7 @@
 """Evaluations while a run trains: the same on any number of ranks and after a stop, and checkpoints kept by them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_scale.data.dataset import LatentDataset
 from dit_scale.pictures import labelled_grid
-from tests.end_to_end.conftest import images, shards  # noqa: F401 (fixtures)
+from dit_scale.training.evaluation import KeptCrops
+from tests.end_to_end.conftest import encode_settings, images, shards  # noqa: F401 (fixtures)
 from tests.end_to_end.runs import settings
 from tests.launch import run
 
@@ -57,6 +60,32 @@ def test_a_result_tells_how_it_was_measured(one_rank: tuple[Path, str], own_cach
     assert protocol["samples"]["protocol"]["cfg_scale"] == 2.0
     assert f"step 8  evaluation  {DISTANCE} {result(run_dir, 8)['metrics'][DISTANCE]:.5g}" in output
     assert len(list((own_cache / "dit_scale" / "references").glob("efficientnet-lite0-*.npz"))) == 1
+
+
+def test_the_images_that_were_encoded_are_the_reference_where_they_are_kept(
+    images: Path,  # noqa: F811
+    one_rank: tuple[Path, str],
+    tmp_path: Path,
+) -> None:
+    run(["encode", "quickstart-encode", *encode_settings(images, tmp_path / "kept"), "keep_crops=true"])
+    output = run(settings(tmp_path / "kept", tmp_path / "run", *EVALUATION, "train.steps=4")).stdout
+    ours, theirs = result(tmp_path / "run", 4), result(one_rank[0], 4)
+    assert ours["protocol"]["reference"]["kind"] == "kept crops"
+    assert ours["metrics"][DISTANCE] != theirs["metrics"][DISTANCE]
+    assert re.search(rf"reference: the images that were encoded; .* decoded:  {DISTANCE} \d", output)
+    assert "reference: decoded records (this hides what the autoencoder loses; encode keep_crops=true" in one_rank[1]
+    assert_same_images(tmp_path / "kept")
+
+
+def assert_same_images(shards: Path) -> None:  # noqa: F811
+    """Assert that the reference's images are the crops of records spread evenly."""
+    dataset = LatentDataset.open(shards)
+    crops = KeptCrops(dataset, 7)
+    batches = np.concatenate(list(crops.batches(3)))
+    last, _ = dataset.read_crops(np.array([len(dataset) - 1]), np.zeros(1, bool))
+    assert batches.shape == (7, 32, 32, 3)
+    assert crops.size == (32, 32)
+    assert np.array_equal(batches[-1], last[0].permute(1, 2, 0).numpy())
 
 
 def test_two_ranks_and_a_stop_measure_the_same(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from dit_scale.autoencoder import FILE_NAME as AUTOENCODER
 from dit_scale.autoencoder import from_uint8, load_autoencoder
 from dit_scale.config import EncodeConfig, load_config
 from dit_scale.data.dataset import LatentDataset
@@ -33,6 +34,7 @@ from tests.preprocessing.images import draw_tree, picture, write_tar
 ROOT = Path(__file__).parents[2]
 COUNTS = {"ant": 13, "bee": 9, "cow": 15}
 PCA = ["autoencoder.name=pca", "autoencoder.pca_channels=6"]
+FITTED = ["autoencoder.name=fitted", "autoencoder.fit_channels=6", "autoencoder.fit_steps=4"]
 COMMON = ["image_size=32", "shard_records=8", "batch_size=3", "decode_workers=0"]
 
 
@@ -144,10 +146,13 @@ def test_the_bytes_do_not_depend_on_the_callers_threads(
     assert _shard_bytes(tmp_path / "out") == _shard_bytes(reference)
 
 
-@pytest.mark.parametrize("more", [[], ["keep_crops=true"]], ids=["latents", "with crops"])
-def test_three_workers_that_decode_in_pools_make_the_same_bytes(source: Path, tmp_path: Path, more: list[str]) -> None:
-    _encode(source, tmp_path / "one", *PCA, *more)
-    _encode(source, tmp_path / "three", *PCA, *more, "workers=3", "decode_workers=1")
+@pytest.mark.parametrize(
+    "codec", [PCA, [*PCA, "keep_crops=true"], FITTED], ids=["latents", "with crops", "fitted codec"]
+)
+def test_three_workers_that_decode_in_pools_make_the_same_bytes(source: Path, tmp_path: Path, codec: list[str]) -> None:
+    _encode(source, tmp_path / "one", *codec)
+    _encode(source, tmp_path / "three", *codec, "workers=3", "decode_workers=1")
+    assert (tmp_path / "three" / AUTOENCODER).read_bytes() == (tmp_path / "one" / AUTOENCODER).read_bytes()
     assert _shard_bytes(tmp_path / "three") == _shard_bytes(tmp_path / "one")
     log = [json.loads(line) for line in (tmp_path / "three" / "encode.jsonl").read_text().splitlines()]
     assert {line["shard"] for line in log} == {f"shard-{i:06d}.tar" for i in range(5)}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_scale.autoencoder import load_autoencoder
 from dit_scale.cli import main
 from dit_scale.data.dataset import LatentDataset
 from preprocessing.inspect import _rows
@@ -54,3 +55,11 @@ def test_decoded_records_are_the_images_and_their_mirror_images(shards: Path) ->
     assert np.abs(plain - expected).mean() < 6  # 24 of 48 components
     assert np.abs(mirrored - expected[:, ::-1]).mean() < 6
     assert np.abs(mirrored - expected).mean() > 6
+
+
+def test_the_table_tells_how_well_a_fitted_codec_restores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = encode_settings(draw_images(tmp_path / "images"), tmp_path / "shards", "fitted")
+    main(["encode", "quickstart-encode", *settings, "autoencoder.fit_steps=2"])
+    main(["inspect", str(tmp_path / "shards"), "--out", str(tmp_path / "grid.png")])
+    psnr = load_autoencoder(str(tmp_path / "shards")).psnr
+    assert f"{psnr:.2f} dB (PSNR, on images that it was fitted on)" in " ".join(capsys.readouterr().out.split())
