@@ -25,10 +25,11 @@ from dit_scale.training.run_log import METRICS
 
 _PACKAGES = ("dit_scale", "torch", "deepspeed", "numpy")
 _MEASURED_ALIKE = ("num_images", "reference", "weights", "batch_size")
+_TOLD = "dit-scale train: "
 CHART = "quality.png"
 
 Start = Callable[[list[str], int, Path], int]
-"""Runs `dit-scale` with these words on so many ranks, its output going to a file; returns the exit status."""
+"""Runs `dit-scale` with these words on so many ranks, its output going to a new file; returns the exit status."""
 
 
 class _Line(Step):
@@ -83,7 +84,10 @@ class Trained:
         words = ["train", str(self.file), f"run_dir={self.run_dir}", f"seed={self.config.seed}"]
         status = start([*words, "--stop-after", str(stop)], num_ranks, log)
         if status:
-            raise Failure(f"the training of {self.title} ended with status {status}; see '{log}', then run this again")
+            said = _sentence(log)
+            raise Failure(
+                f"the training of {self.title} ended with status {status}{said}; see '{log}', then run this again"
+            )
         points = self.points(num_ranks, is_on_gpu)
         if not points or points[-1].step != stop:
             raise Failure(f"the training of {self.title} has measured nothing at step {stop}; see '{log}'")
@@ -136,7 +140,7 @@ def start_child(words: list[str], num_ranks: int, log: Path) -> int:
     if num_ranks > 1:
         local = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(num_ranks)]
         launcher += ["torch.distributed.run", *local, "-m"]
-    with log.open("ab") as output:
+    with log.open("wb") as output:
         return subprocess.run(
             [*launcher, "dit_scale", *words],
             stdin=subprocess.DEVNULL,
@@ -304,6 +308,12 @@ def _reference(identity: dict[str, Any], folder: str | None) -> str:
 def _distance(metrics: dict[str, float]) -> tuple[str, float]:
     """Return name and value of the Fréchet distance."""
     return next((name, value) for name, value in metrics.items() if name == "fid" or name.startswith("frechet_"))
+
+
+def _sentence(log: Path) -> str:
+    """Return the sentence in which the last training told its failure, in brackets; nothing where it told none."""
+    told = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(_TOLD)]
+    return f" ({told[-1].removeprefix(_TOLD)})" if told else ""
 
 
 def _unit(is_on_gpu: bool) -> str:

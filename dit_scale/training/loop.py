@@ -49,11 +49,12 @@ class Loop:
                 self._go_back(back)
         if self.position.step >= self._run.config.train.steps:
             return None
-        self._reason = self._reason or "--stop-after"
+        reason, step = self._reason or "--stop-after", self.position.step
         if self._run.world.is_rank_zero:
-            write_marker(Path(self._run.config.run_dir), STOPPED, {"reason": self._reason, "step": self.position.step})
-            say(f"stopped on {self._reason} at step {self.position.step}, everything saved")
-        return self._reason
+            if self._reason is not None:  # else it was to end here: no launcher should start it again
+                write_marker(Path(self._run.config.run_dir), STOPPED, {"reason": reason, "step": step})
+            say(f"stopped on {reason} at step {step}, everything saved")
+        return reason
 
     def _take_steps(self) -> None:
         phases = self._run.phases

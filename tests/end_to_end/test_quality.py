@@ -17,7 +17,7 @@ SETTINGS = [
     "train.steps=8",
     "train.rate_schedule=cosine",
     "evaluation.every_steps=3",
-    "evaluation.num_images=12",
+    "evaluation.num_images=16",
     "evaluation.num_sampling_steps=2",
 ]
 
@@ -90,7 +90,7 @@ def test_pieces_in_turn_are_what_one_run_is_and_a_kill_costs_nothing(
     assert "distance at the end" in capsys.readouterr().out
 
     bench_quality(["quickstart", modern], settings, (0,), out, start=Started(most=0))  # all is there already
-    with pytest.raises(Failure, match=r"status 2; see '.*seed-1.log'"):
+    with pytest.raises(Failure, match=r"quickstart, seed 1 ended with status 2 \(.*seed-1.*\); see '.*seed-1.log'"):
         Path(out / "quickstart" / "seed-1").write_text("in the way")
         bench_quality(["quickstart", modern], settings, (0, 1), out, start=second)
 
