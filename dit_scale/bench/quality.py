@@ -25,6 +25,8 @@ from dit_scale.training.run_log import METRICS
 
 _PACKAGES = ("dit_scale", "torch", "deepspeed", "numpy")
 _MEASURED_ALIKE = ("num_images", "reference", "weights", "batch_size")
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that wait sleep: on a busy machine they would take as many CPU seconds as those that work."""
 _TOLD = "dit-scale train: "
 CHART = "quality.png"
 
@@ -146,7 +148,7 @@ def start_child(words: list[str], num_ranks: int, log: Path) -> int:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={"OMP_NUM_THREADS": "1"} | os.environ,
+            env=_ENVIRONMENT | os.environ,
             preexec_fn=die_with_parent,
             check=False,
         ).returncode

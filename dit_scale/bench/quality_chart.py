@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Protocol
 
 from dit_scale.files import atomic_write
@@ -42,7 +43,8 @@ def draw(runs: Mapping[str, Sequence[Sequence[Measured]]], title: str, compute: 
         )
     first = next(iter(runs.values()))
     axes.axhline(median(run[-1].distance for run in first), color="k", ls=":", lw=1)
-    axes.set(xlabel=compute, ylabel="Fréchet distance", yscale="log", title=title)
+    axes.set(xlabel=compute, ylabel="Fréchet distance", yscale="log")
+    axes.set_title(fill(title, 100), fontsize=9)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
