@@ -135,6 +135,6 @@ def test_runs_of_other_settings_are_not_continued(tmp_path: Path, capsys: pytest
     assert failed.value.code == 1
     assert "'nowhere'" in (tmp_path / "quickstart" / "seed-0.log").read_text()
     with pytest.raises(SystemExit) as refused:
-        main([*words, "train.learning_rate=1"])
+        main([*words[:3], "train.learning_rate=1", *words[3:]])
     assert refused.value.code == 2
     assert "holds runs of 'quickstart' with other settings" in capsys.readouterr().err
