@@ -19,6 +19,9 @@ FIXED_TABLES = ("pos_embed",)
 SIDE_LAYERS = ("projectors.",)
 """What the names of weights begin with that are trained beside a network: one without these layers drops them."""
 
+ROTATIONS = ("feat_rope.", "enc_feat_rope.", "dec_feat_rope.")
+"""What the names of tables begin with that LightningDiT's and RAE's files hold, and that a DiT computes."""
+
 _UNREADABLE = (OSError, SafetensorError, RuntimeError, ValueError)
 """What diffusers raises, in words, for files that are absent, damaged or of another kind."""
 _MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
@@ -47,8 +50,9 @@ def load_strictly(
 
 
 def without_side_layers(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights without those of side layers that a model, of which ``expected`` is the state, does not have."""
-    return {name: value for name, value in weights.items() if name in expected or not name.startswith(SIDE_LAYERS)}
+    """Return weights without those of side layers, and tables, that a model, whose state is ``expected``, has not."""
+    left = (*SIDE_LAYERS, *ROTATIONS)
+    return {name: value for name, value in weights.items() if name in expected or not name.startswith(left)}
 
 
 def check_names_and_shapes(

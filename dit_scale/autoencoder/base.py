@@ -13,6 +13,9 @@ from dit_scale.errors import InputError
 Identity = dict[str, Any]
 """``kind, name, revision`` and ``sha256`` of the weights, as plain JSON values."""
 
+NO_AUTOENCODER: Identity = {"kind": "none", "name": "none", "revision": None, "sha256": None}
+"""Of a model that was imported without one."""
+
 
 def from_uint8(images: Tensor) -> Tensor:
     """Turn uint8 images [N, 3, S, S] into float32 in [-1, 1]."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, cast
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from dit_scale.autoencoder.base import Autoencoder, Identity
+from dit_scale.autoencoder.base import NO_AUTOENCODER, Autoencoder, Identity
 from dit_scale.autoencoder.convolutional import ConvAutoencoder, load_convolutional, model_class_of
 from dit_scale.autoencoder.pca import PCACodec
 from dit_scale.documents import parsed
@@ -49,6 +49,11 @@ def load_autoencoder(
     An identity without a SHA-256, of one that was not at hand, is loaded by its name. ``or_else`` is what the caller
     may take instead, for the sentence that refuses a name.
     """
+    if which == NO_AUTOENCODER:
+        raise InputError(
+            "the model was imported without an autoencoder, which turns its latents into images; give the one that it "
+            "was trained with: dit-scale sample --decoder NAME, or dit-scale import --autoencoder NAME"
+        )
     if not isinstance(which, str) and which["sha256"] is None:
         which = str(which["name"])
     if not isinstance(which, str):

@@ -81,9 +81,11 @@ class TrainSection:
     micro_batch_size_per_gpu: int = number(32, at_least=1)
     """Most images a rank puts through the model at once; gradient accumulation follows."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """What updates the weights: AdamW, or Muon for blocks' matrices and AdamW for the rest (engine.zero_stage=0)."""
+    """What updates the weights: AdamW, or Muon for blocks' matrices and AdamW for the rest (ZeRO 0, 1, 2)."""
     learning_rate: float = number(1e-4, at_least=0)
     """The learning rate after warm-up."""
+    muon_learning_rate: float | None = number(None, at_least=0, only_if=when("optimizer", "muon"))
+    """Muon's, which follows the same schedule in proportion; null takes learning_rate for both."""
     warmup_steps: int = number(0, at_least=0)
     """Steps over which the rate rises linearly from 0."""
     rate_schedule: Literal["constant", "cosine"] = "constant"
@@ -117,6 +119,11 @@ class TrainSection:
             kinds = [f"{value:g}" for value in getattr(self, name)]  # as averages are called
             if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
                 raise InputError(f"{spell(name)} holds {twice} twice; give each once, at most six digits long")
+        if self.muon_learning_rate is not None and not self.learning_rate:
+            raise InputError(
+                f"{spell('muon_learning_rate')}={self.muon_learning_rate:g} follows the schedule of "
+                f"{spell('learning_rate')}, which is 0 all along; give {spell('learning_rate')} above 0"
+            )
         if self.final_learning_rate > self.learning_rate:
             raise InputError(
                 f"{spell('final_learning_rate')}={self.final_learning_rate:g} is above "

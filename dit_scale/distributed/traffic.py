@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "reduce", "broadcast"]
+Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "reduce", "broadcast", "send"]
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Tally:
 
     calls: int = 0
     num_bytes: int = 0
-    """Of the whole tensor: what is reduced, what is gathered, what is scattered."""
+    """Of the whole tensor: what is reduced, what is gathered, what is scattered; or what this rank sends to one."""
 
 
 class Traffic(TorchDispatchMode):
@@ -48,6 +48,7 @@ _COLLECTIVES: dict[str, tuple[Kind, int]] = {  # and which argument is the whole
     "reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1),
     "reduce_": ("reduce", 0),
     "broadcast_": ("broadcast", 0),
+    "send": ("send", 0),
 }
 
 

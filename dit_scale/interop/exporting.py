@@ -17,8 +17,10 @@ from dit_scale.config.fields import shown
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_folder, full_disk_explained, make_writable_folder
 from dit_scale.interop import FORMS, architecture_of, write_weights
+from dit_scale.interop.families import PROJECTORS, contradiction
 from dit_scale.interop.pipeline_folder import Noise, write_pipeline
 from dit_scale.interop.pipeline_names import TABLE_CLASSES
+from dit_scale.interop.rotations import rotations_of
 from dit_scale.latents import LatentSpec
 from dit_scale.models import DiT, NetworkConfig
 from dit_scale.models.config import FROM_DATA, FROM_SECTIONS
@@ -44,7 +46,7 @@ class _Exported:
     """A trained model, whole."""
 
     weights: dict[str, Tensor]
-    """Under the published names and in their order."""
+    """Under the published names and in their order, then the tables of rotations that published loaders ask for."""
     model: DiT
     """Without weights: its numbers alone."""
     config: Config
@@ -53,16 +55,19 @@ class _Exported:
     origin: str
 
 
-def export(path: Path, out: Path, to: str, kind: str = "ema") -> None:
+def export(path: Path, out: Path, to: str, kind: str = "ema", keep_projectors: bool = False) -> None:
     """Write one kind of a run's or a checkpoint's weights, in fp32, as one of FORMATS.
 
-    Raises InputError where something is at ``out`` already, or the format cannot say what the model is.
+    ``keep_projectors`` writes the layers of alignment, too. Raises InputError where something is at ``out`` already, or
+    the format cannot say what the model is.
     """
+    if keep_projectors and to == DIFFUSERS:
+        raise InputError("--keep-projectors has no effect with --to diffusers, which has no projectors; leave it out")
     if to in FORMS and out.suffix != f".{to}":
         raise InputError(f"--out '{out}' does not end in .{to}, by which readers tell the format; give such a name")
     if to in FORMS and out.exists():
         raise InputError(f"'{out}' is there already; remove it, or give another path")
-    exported = _read(path, kind)
+    exported = _read(path, kind, keep_projectors)
     with full_disk_explained(out.parent, "which starts from scratch"):
         if to == DIFFUSERS:
             _write_pipeline(exported, path, out)
@@ -72,14 +77,15 @@ def export(path: Path, out: Path, to: str, kind: str = "ema") -> None:
     print(f"weights {kind} of {exported.origin} in {out}")
 
 
-def _read(path: Path, kind: str) -> _Exported:
+def _read(path: Path, kind: str, keep_projectors: bool) -> _Exported:
     checkpoint = open_whole(path)
     config = config_from(Config, checkpoint.description.config)
     data = checkpoint.description.data
     latents = LatentSpec.from_json(data["latent"])
     with torch.device("meta"):
         model = model_of(config, latents, len(data["class_names"]))
-    found = without_side_layers(weights_of(checkpoint, kind), model.state_dict())
+    whole = weights_of(checkpoint, kind)
+    found = without_side_layers(whole, model.state_dict())
     if said := youth_of(checkpoint, kind):
         log.warning("%s; --weights master exports the trained weights", said)
     if "pos_embed" not in found:  # fixed, so training does not save it
@@ -87,8 +93,20 @@ def _read(path: Path, kind: str) -> _Exported:
     fix = "give another step-… of the run"
     check_names_and_shapes(found, model.state_dict(), str(checkpoint.folder), fix)
     check_finite(found, str(checkpoint.folder), fix)
-    weights = {name: found[name] for name in model.state_dict()}
+    weights = {name: found[name] for name in model.state_dict()} | rotations_of(model)
+    if keep_projectors:
+        weights |= _projectors(whole, str(checkpoint.folder))
+    if said := contradiction(weights, config.diffusion):
+        log.warning("Who reads these weights must be told of which network they are: %s", said)
     return _Exported(weights, model, config, latents, ClassNames(data["class_names"]), checkpoint.folder.name)
+
+
+def _projectors(weights: dict[str, Tensor], origin: str) -> dict[str, Tensor]:
+    found = {name: value for name, value in weights.items() if name.startswith(PROJECTORS)}
+    if not found:
+        raise InputError(f"--keep-projectors has no effect with '{origin}', which holds none; leave it out")
+    check_finite(found, origin, "give another step-… of the run")
+    return found
 
 
 def _write_pipeline(exported: _Exported, path: Path, out: Path) -> None:

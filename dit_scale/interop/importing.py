@@ -2,38 +2,44 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dit_scale.autoencoder import Autoencoder, Identity, load_autoencoder, save_autoencoder
+from dit_scale.autoencoder import NO_AUTOENCODER, Autoencoder, Identity, load_autoencoder, save_autoencoder
 from dit_scale.checkpoint import Description, Position, Retention, Saver, State, resolve
 from dit_scale.checkpoint.averages import EMA
 from dit_scale.checkpoint.run_config import write_config
 from dit_scale.classes import ClassNames
-from dit_scale.config import Config, DataConfig, DiffusionConfig, ModelConfig, resolved
+from dit_scale.config import Config, DataConfig, resolved
 from dit_scale.distributed.fragments import Fragment
 from dit_scale.distributed.runtime import World, process_group
 from dit_scale.errors import Failure, InputError
 from dit_scale.files import atomic_folder, full_disk_explained
 from dit_scale.interop import Architecture, architecture_of, read_weights, refuse_folder
+from dit_scale.interop.architecture import encoder_patches
+from dit_scale.interop.families import PROJECTORS, objective_of
+from dit_scale.interop.latent_statistics import read_latent_statistics
+from dit_scale.interop.model_settings import model_settings
 from dit_scale.interop.pipeline_folder import INDEX, Noise, read_pipeline
+from dit_scale.interop.rotations import check_rotations
 from dit_scale.latents import LatentSpec
-from dit_scale.models import PRESETS
 from dit_scale.models.embeddings import sincos_positions
 from dit_scale.recipe import model_of
 from dit_scale.sampling import AUTOENCODER_FOLDER
 from dit_scale.versions import versions
-from dit_scale.weights import check_finite, check_names_and_shapes
+from dit_scale.weights import ROTATIONS, check_finite, check_names_and_shapes, without_side_layers
 
 log = logging.getLogger(__name__)
 
 DEFAULT_AUTOENCODER = "stabilityai/sd-vae-ft-ema"
+_DEFAULT_CHANNELS = 4
 _KNOWN_SCALES = {DEFAULT_AUTOENCODER: 0.18215, "stabilityai/sd-vae-ft-mse": 0.18215}
 """Of autoencoders whose weights are not needed to import a model."""
-_POSITIONS, _PATCHES = "pos_embed", "x_embedder.proj.weight"
+_FIX = "give a published DiT, SiT, LightningDiT, REPA or RAE checkpoint"
+_POSITIONS = "pos_embed"
 _POSITIONS_ATOL = 1e-2
 """As far as bf16 rounds a table of sines."""
 
@@ -43,16 +49,24 @@ class Unsaid:
     """What weights do not say of their model; None is what their file says, or else the usual."""
 
     objective: str | None = None
-    """``gaussian``, which is the usual, or ``flow``."""
+    """``gaussian``, which is DiT's, or ``flow``; where names tell whose weights they are, theirs."""
+    time_at_data: int | None = None
+    """For flows, where names do not tell."""
     schedule: str | None = None
     """For Gaussian diffusion, as the next; a pipeline's folder says both itself."""
     prediction: str | None = None
     autoencoder: str | None = None
     latent_scale: tuple[float, ...] | None = None
+    latent_statistics: Path | None = None
+    """A file of mean and deviation instead."""
     class_names: ClassNames | None = None
     num_heads: int | None = None
+    rope: bool | None = None
+    """For weights without tables of rotations, which tell it otherwise."""
     latent_size: int | None = None
     """For weights without the table of positions, whose length tells it otherwise."""
+    keep_projectors: bool | None = None
+    """Keep the layers that are trained beside a network for alignment, for training that goes on with it."""
 
 
 def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
@@ -61,40 +75,40 @@ def import_weights(source: Path, out: Path, unsaid: Unsaid) -> None:
     ``source`` is a published .pt, a .safetensors or the folder of a DiTPipeline. Raises InputError where it is
     something else or a number is missing that nobody gave.
     """
-    objective = unsaid.objective or "gaussian"
-    if objective != "gaussian":
-        fix = f"with --objective {objective}; leave it out, or give --objective gaussian"
-        _refuse_given(unsaid, ("schedule", "prediction"), fix)
     with atomic_folder(out) as folder, full_disk_explained(out.parent, "which starts from scratch"):
         read = _read_folder if source.is_dir() else _read_file
         weights, noise, said = read(source, unsaid)
         weights = _in_fp32(weights, str(source))
         architecture = architecture_of(weights, str(source))
+        diffusion = objective_of(weights, architecture, said.objective, said.time_at_data, str(source))
+        if diffusion.name != "gaussian":
+            of = f"'{source}', which is of flow matching" if said.objective is None else f"--objective {said.objective}"
+            fix = f"with {of}; leave it out, or give --objective gaussian"
+            _refuse_given(unsaid, ("schedule", "prediction"), fix)
         _check_latent_size(architecture, unsaid.latent_size, str(source))
         class_names, has_null = _classes(architecture, said.class_names, str(source))
-        model = _model_config(architecture, said.num_heads, has_null, str(source))
+        model = model_settings(architecture, said.num_heads, said.rope, has_null, str(source))
         autoencoder, identity, latents = _autoencoder(architecture, said)
-        config = Config(
-            run_dir=str(out),
-            model=model,
-            diffusion=DiffusionConfig(name=objective, **asdict(noise)),  # type: ignore[arg-type]
-            data=DataConfig(path=None),
-        )
+        diffusion = replace(diffusion, **asdict(noise))
+        config = Config(run_dir=str(out), model=model, diffusion=diffusion, data=DataConfig(path=None))
         _check_weights(weights, config, latents, len(class_names), str(source))
+        weights = _kept(weights, bool(said.keep_projectors), str(source))
         if autoencoder is not None:
             (folder / AUTOENCODER_FOLDER).mkdir()
             save_autoencoder(autoencoder, folder / AUTOENCODER_FOLDER)
         write_config(folder, config, "no device: imported")
         data = {"fingerprint": None, "latent": asdict(latents), "class_names": class_names, "autoencoder": identity}
         _save(folder, Description(Position(), resolved(config), data, versions()), weights)
-    print(f"{model.name}, {len(class_names)} classes, {objective}: in {out}; dit-scale sample {out} draws from it")
+    told = f"{model.name}, {len(class_names)} classes, {diffusion.name}"
+    print(f"{told}: in {out}; dit-scale sample {out} draws from it")
 
 
 def _refuse_given(unsaid: Unsaid, names: Iterable[str], fix: str) -> None:
     """Raise InputError for the first of these options that was given."""
     for name in names:
         if (value := getattr(unsaid, name)) is not None:
-            raise InputError(f"--{name.replace('_', '-')} {value} has no effect {fix}")
+            given = "" if value is True else f" {value}"
+            raise InputError(f"--{name.replace('_', '-')}{given} has no effect {fix}")
 
 
 def _read_file(path: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Noise, Unsaid]:
@@ -106,8 +120,11 @@ def _read_file(path: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Noise, Un
 
 def _with_positions(path: Path, weights: dict[str, Tensor], unsaid: Unsaid) -> dict[str, Tensor]:
     """Return weights with positions, which some trainers do not save, since they are not trained."""
-    patches = weights.get(_PATCHES)
-    if _POSITIONS in weights or patches is None or patches.dim() != 4:
+    try:
+        patches = encoder_patches(weights)
+    except KeyError:
+        return weights
+    if _POSITIONS in weights or patches.dim() != 4:
         return weights
     if unsaid.latent_size is None:
         raise InputError(
@@ -137,9 +154,10 @@ def _read_folder(folder: Path, unsaid: Unsaid) -> tuple[dict[str, Tensor], Noise
     """Return a pipeline's weights with positions, its noise, and what else its folder says."""
     _check_is_pipeline(folder)
     fix = f"with '{folder}', the folder of a DiTPipeline, which is of Gaussian diffusion and says its own; leave it out"
-    _refuse_given(unsaid, ("objective", "schedule", "prediction", "num_heads", "latent_size"), fix)
+    told = ("objective", "time_at_data", "schedule", "prediction", "num_heads", "rope", "latent_size")
+    _refuse_given(unsaid, (*told, "keep_projectors"), fix)
     found = read_pipeline(folder, unsaid.class_names)
-    hidden_size, _, patch_size = found.weights[_PATCHES].shape[:3]
+    hidden_size, _, patch_size = encoder_patches(found.weights).shape[:3]
     positions = sincos_positions(hidden_size, found.latent_size // patch_size).float()
     scale = None if found.latent_scale is None else (float(found.latent_scale),)
     said = replace(
@@ -187,27 +205,14 @@ def _classes(architecture: Architecture, given: ClassNames | None, origin: str) 
     return names, len(names) == rows - 1
 
 
-def _model_config(architecture: Architecture, num_heads: int | None, has_null: bool, origin: str) -> ModelConfig:
-    """Return the model's settings: what shapes tell, and instead of a preset's sizes its name."""
-    told = {entry.name: getattr(architecture, entry.name, None) for entry in fields(ModelConfig)}
-    told = {name: value for name, value in told.items() if value is not None}
-    depth, hidden_size = architecture.depth, architecture.hidden_size
-    alike = (preset for preset in PRESETS.values() if (preset["depth"], preset["hidden_size"]) == (depth, hidden_size))
-    num_heads = num_heads or next((preset["num_heads"] for preset in alike), None)
-    if num_heads is None:
-        raise InputError(
-            f"'{origin}' has depth {depth} and hidden_size {hidden_size}, which no preset has, and weights do not say "
-            f"how many attention heads they are for; give --num-heads N"
-        )
-    settings = told | {"num_heads": num_heads, "label_dropout": ModelConfig.label_dropout if has_null else 0.0}
-    name = next((name for name, preset in PRESETS.items() if preset.items() <= settings.items()), "custom")
-    return ModelConfig(name, **{key: value for key, value in settings.items() if key not in PRESETS.get(name, {})})
-
-
 def _autoencoder(architecture: Architecture, said: Unsaid) -> tuple[Autoencoder | None, Identity, LatentSpec]:
-    """Return the autoencoder, None where a well-known one is not at hand; what identifies it; and the latents."""
+    """Return the autoencoder, None where it is not at hand; what identifies it; and the latents."""
     name = said.autoencoder or DEFAULT_AUTOENCODER
     channels, size = architecture.in_channels, architecture.latent_size
+    given = _normalisation(said, channels)
+    if said.autoencoder is None and channels != _DEFAULT_CHANNELS:
+        _warn_of_no_autoencoder(channels, is_normalised=given is not None)
+        return None, NO_AUTOENCODER, LatentSpec(channels, size, *(given or ()))
     try:
         autoencoder = load_autoencoder(name)
     except InputError as error:
@@ -217,14 +222,34 @@ def _autoencoder(architecture: Architecture, said: Unsaid) -> tuple[Autoencoder 
             "%s. The weights are imported without it; dit-scale sample looks for it again, or takes --decoder", error
         )
         identity: Identity = {"kind": "AutoencoderKL", "name": name, "revision": None, "sha256": None}
-        return None, identity, LatentSpec(channels, size, said.latent_scale or (_KNOWN_SCALES[name],))
+        return None, identity, LatentSpec(channels, size, *(given or ((_KNOWN_SCALES[name],),)))
     if autoencoder.channels != channels:
         raise InputError(
             f"autoencoder '{name}' has {autoencoder.channels} channels and the model {channels}; give the autoencoder "
             f"that the model was trained with as --autoencoder NAME"
         )
-    shift = autoencoder.shift if said.latent_scale is None else (0.0,)
-    return autoencoder, autoencoder.identity, LatentSpec(channels, size, said.latent_scale or autoencoder.scale, shift)
+    normalisation = given or (autoencoder.scale, autoencoder.shift)
+    return autoencoder, autoencoder.identity, LatentSpec(channels, size, *normalisation)
+
+
+def _normalisation(said: Unsaid, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return scale and shift of latents, where the user says them."""
+    if said.latent_statistics is not None and said.latent_scale is not None:
+        raise InputError("--latent-scale and --latent-statistics both say how latents are normalised; give one of them")
+    if said.latent_statistics is not None:
+        return read_latent_statistics(said.latent_statistics, channels)
+    return None if said.latent_scale is None else (said.latent_scale, (0.0,))
+
+
+def _warn_of_no_autoencoder(channels: int, is_normalised: bool) -> None:
+    fix = ""
+    if not is_normalised:
+        fix = ". Latents are taken as not normalised; for LightningDiT's give --latent-statistics latents_stats.pt"
+    log.warning(
+        "The usual autoencoder, %s, makes latents of %d channels and this model takes %d: the weights are imported "
+        "without one, and dit-scale sample needs --decoder%s",
+        *(DEFAULT_AUTOENCODER, _DEFAULT_CHANNELS, channels, fix),
+    )
 
 
 def _check_weights(
@@ -233,15 +258,28 @@ def _check_weights(
     """Raise InputError where the weights are not those of the model that they were taken for."""
     with torch.device("meta"):
         expected = model_of(config, latents, num_classes)
-    fix = "give a published DiT or SiT checkpoint"
-    check_names_and_shapes(weights, expected.state_dict(), origin, fix)
-    check_finite(weights, origin, fix)
+    state = expected.state_dict()
+    check_names_and_shapes(without_side_layers(weights, state), state, origin, _FIX)
+    check_finite(weights, origin, _FIX)
+    check_rotations(weights, expected, origin, _FIX)
     positions = sincos_positions(expected.hidden_size, expected.grid_side).float()
     if not torch.allclose(weights[_POSITIONS], positions, rtol=0.0, atol=_POSITIONS_ATOL):
-        raise InputError(
-            f"weights '{origin}' have a {_POSITIONS} that is not DiT's table of sines and cosines; give a published "
-            f"DiT or SiT checkpoint"
+        raise InputError(f"weights '{origin}' have a {_POSITIONS} that is not DiT's table of sines and cosines; {_FIX}")
+
+
+def _kept(weights: Mapping[str, Tensor], keep_projectors: bool, origin: str) -> dict[str, Tensor]:
+    """Return what a run folder holds of weights: no computed rotations, and projectors where they are asked for."""
+    weights = {name: value for name, value in weights.items() if not name.startswith(ROTATIONS)}
+    projectors = [name for name in weights if name.startswith(PROJECTORS)]
+    if keep_projectors and not projectors:
+        raise InputError(f"--keep-projectors has no effect with '{origin}', which holds none; leave it out")
+    if projectors and not keep_projectors:
+        log.info(
+            "weights '%s': projectors are dropped, of which sampling needs none; --keep-projectors keeps them for "
+            "training that goes on with alignment",
+            origin,
         )
+    return {name: value for name, value in weights.items() if keep_projectors or name not in projectors}
 
 
 def _save(run_dir: Path, description: Description, weights: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """What trainers and wrappers put around a state dict: keys above it, and prefixes in its names."""
 
 import logging
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -18,6 +19,8 @@ _INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Of torch.compile, FSDP and activation checkpointing: before any part of a name."""
 _BEFORE_ALL = ("module.", "model.")
 """Of DDP and DeepSpeed, and of Lightning: before every name."""
+_LATER_BLOCKS = "decoder_blocks"
+"""Blocks after the projectors in REPA's first checkpoints, which begin at 0 again."""
 _COUNTER = "n_averaged"
 """What torch's AveragedModel keeps beside its weights."""
 
@@ -38,6 +41,9 @@ def unwrapped(content: object, origin: str) -> dict[str, Tensor]:
             f"dict alone, or under one of {', '.join(KEYS)}"
         )
     weights, removed = _without_prefixes(weights, origin)
+    if any(name.startswith(f"{_LATER_BLOCKS}.") for name in weights):
+        weights = _in_one_row(weights)
+        removed.append(f"'{_LATER_BLOCKS}' are counted on from 'blocks'")
     if taken or removed:
         log.info("weights '%s': %s", origin, "; ".join([*taken, *removed]))
     return weights
@@ -88,3 +94,14 @@ def _without_prefixes(weights: Mapping[str, Tensor], origin: str) -> tuple[dict[
             f"weights '{origin}' hold {twice} twice, with and without a wrapper's prefix; keep one of them"
         )
     return dict(zip(names, weights.values(), strict=True)), removed
+
+
+def _in_one_row(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights in which later blocks have the numbers after those of the first blocks."""
+    pattern = re.compile(rf"(blocks|{_LATER_BLOCKS})\.(\d+)\.(.+)")
+    parts = {name: pattern.fullmatch(name) for name in weights}
+    begin = 1 + max((int(found[2]) for found in parts.values() if found and found[1] == "blocks"), default=-1)
+    return {
+        f"blocks.{begin + int(found[2])}.{found[3]}" if found and found[1] == _LATER_BLOCKS else name: weights[name]
+        for name, found in parts.items()
+    }

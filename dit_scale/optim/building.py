@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from dit_scale.errors import InputError
 from dit_scale.optim.description import Group, members_of
-from dit_scale.optim.guarded import GuardedOptimizer
+from dit_scale.optim.guarded import GuardedOptimizer, Part
 from dit_scale.optim.trial import try_out
 
 
@@ -22,7 +22,7 @@ def build_optimizer(
     ``rate_scale`` and whether it ``counts`` its updates. Raises InputError where an algorithm cannot be held to that.
     """
     members = members_of(groups, parameters)
-    parts: list[tuple[Optimizer, bool]] = []
+    parts: list[Part] = []
     for algorithm in dict.fromkeys(group.algorithm for group, own in zip(groups, members, strict=True) if own):
         tried = try_out(algorithm, device)
         options = [
@@ -38,11 +38,12 @@ def build_optimizer(
             for group, own in zip(groups, members, strict=True)
             if own and group.algorithm == algorithm
         ]
-        parts.append((algorithm.build(options), tried.reads_verdict))
-    if not any(group["counts"] for part, _ in parts for group in part.param_groups):
+        parts.append(Part(algorithm.build(options), tried.reads_verdict, algorithm.needs_whole))
+    if not any(group["counts"] for part in parts for group in part.optimizer.param_groups):
         raise InputError(
             f"{' and '.join(group.algorithm.name for group in groups)} keep no count of updates ('step'), by which "
             f"runs resume; have an algorithm that keeps one update some of the parameters"
         )
-    (alone, reads_verdict), *others = parts
-    return alone if reads_verdict and not others else GuardedOptimizer(parts)
+    first, *others = parts
+    is_enough = first.reads_verdict and not first.needs_whole and not others
+    return first.optimizer if is_enough else GuardedOptimizer(parts)

@@ -22,7 +22,10 @@ class Algorithm:
     state_kinds: tuple[str, ...]
     """What it keeps of a parameter, in that parameter's shape, beside a count ``step``; zeros at first."""
     needs_whole: bool = False
-    """Whether it needs each parameter whole and in its own shape, which only ZeRO 0 gives it."""
+    """Whether it needs gradient and state of each parameter whole and in their own shape; ``whole.py`` puts together
+    what ZeRO 1 and 2 cut. Weights it changes number by number, and it keeps no ``step``."""
+    flops: Callable[[torch.Size], int] = lambda _: 0
+    """Of the matrix products in one update of a parameter of a shape."""
 
 
 @dataclass(frozen=True)

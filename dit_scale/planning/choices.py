@@ -122,7 +122,8 @@ def smaller_choices(config: Config, model: DiT, setup: TrainingSetup, limit_byte
         if estimate_memory(model, shared).peak <= limit_bytes or parts % (2 * ranks):
             tried.append((f"{ranks} ranks", shared))
             break
-    if setup.on_gpu and not setup.offload_optimizer and setup.zero_stage > 0:
+    can_offload = setup.zero_stage > 0 and is_allowed(replace(engine, offload_optimizer=True), config.train)
+    if setup.on_gpu and not setup.offload_optimizer and can_offload:
         tried.append(("engine.offload_optimizer=true", replace(setup, offload_optimizer=True)))
     now = estimate_memory(model, setup).peak
     choices = [Choice(setting, estimate_memory(model, other)) for setting, other in tried]

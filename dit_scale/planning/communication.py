@@ -1,14 +1,16 @@
 """What ranks tell each other in a step, as DeepSpeed 0.19 does it: arithmetic alone, checked against a count.
 
-Bytes are those of the whole tensor that is reduced or gathered; what a rank sends of it in a ring is `sent_bytes`.
+Bytes are those of the whole tensor that is reduced or gathered; what a rank sends of it in a ring is `sent_bytes`. Of
+what ranks send to each other alone, bytes are those of the rank that sends most.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from dit_scale.models.dit import DiT
+from dit_scale.optim import whole_cost
 from dit_scale.parameters import trained
-from dit_scale.planning.memory import STAGE_3_PERSISTENT, STAGE_3_REUSE_DISTANCE, TrainingSetup
+from dit_scale.planning.memory import FP32_BYTES, STAGE_3_PERSISTENT, STAGE_3_REUSE_DISTANCE, TrainingSetup
 
 _ALIGNMENT = 2  # stages 1, 2 pad the flat parameters to a multiple of so many elements a rank
 Phase = Literal["forward", "backward", "nothing"]
@@ -18,7 +20,7 @@ Phase = Literal["forward", "backward", "nothing"]
 class Collective:
     """One kind of communication in a step."""
 
-    kind: Literal["all_reduce", "all_gather", "reduce", "reduce_scatter"]
+    kind: Literal["all_reduce", "all_gather", "reduce", "reduce_scatter", "send"]
     what: str
     num_bytes: int
     calls: int
@@ -35,6 +37,8 @@ class Collective:
 
 def ring_bytes(kind: str, num_bytes: float, world_size: int) -> float:
     """Return the bytes that a rank sends for a collective about ``num_bytes`` in a ring (arXiv 1802.05799, s. 3)."""
+    if kind == "send":
+        return num_bytes
     share = (world_size - 1) / world_size
     return (2 if kind == "all_reduce" else 1) * share * num_bytes
 
@@ -59,7 +63,11 @@ def collectives_of(model: DiT, setup: TrainingSetup) -> list[Collective]:
         return [gradients]
     padded = _padded(total, _ALIGNMENT * setup.world_size)
     weights = setup.bytes_per_number * padded
-    return [gradients, Collective("all_gather", "updated weights", weights, _calls(padded, setup), "nothing")]
+    found = [gradients, Collective("all_gather", "updated weights", weights, _calls(padded, setup), "nothing")]
+    pieces = FP32_BYTES * whole_cost(setup.groups, trained(model), setup.world_size).sent
+    if pieces:
+        found.append(Collective("send", "pieces of matrices that Muon needs whole", pieces, 1, "nothing"))
+    return found
 
 
 def _stage_3(model: DiT, setup: TrainingSetup) -> list[Collective]:

@@ -6,11 +6,10 @@ section 3) as DeepSpeed 0.19 lays them out; activations are the tensors that aut
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 
 from dit_scale.config import TrainSection
 from dit_scale.models.dit import DiT
-from dit_scale.optim import Group, KeptNumbers, groups_of, numbers_kept
+from dit_scale.optim import Group, KeptNumbers, cut_flat, groups_of, members_of, numbers_kept
 from dit_scale.parameters import num_parameters, num_trained, trained
 from dit_scale.planning.frozen import NO_ENCODERS, Frozen
 from dit_scale.planning.measuring import kept_of, with_all_tokens
@@ -120,7 +119,8 @@ def estimate_memory(model: DiT, setup: TrainingSetup) -> MemoryEstimate:
     state = FP32_BYTES * kept.state
     workspace_of_update = FP32_BYTES * (kept.copies + (part if is_sharded else 0))
     ema = FP32_BYTES * -(-total // setup.world_size)  # sharded at every stage
-    gradients = number * _gradient_elements(sizes, setup)
+    by_group = [[p.numel() for p in own.values()] for own in members_of(setup.groups, trained(model))]
+    gradients = number * _gradient_elements([own for own in by_group if own], setup)
     parameters, gathered = _parameter_elements(sizes, setup)
     activations, workspace = _activations(model, setup)
     return MemoryEstimate(
@@ -172,25 +172,19 @@ def _parameter_elements(sizes: Sequence[int], setup: TrainingSetup) -> tuple[int
     return sum(-(-size // setup.world_size) for size in sizes) + persistent + second, gathered
 
 
-def _gradient_elements(sizes: Sequence[int], setup: TrainingSetup) -> int:
-    """Return the gradient elements that a rank holds between backward and update."""
+def _gradient_elements(groups: Sequence[Sequence[int]], setup: TrainingSetup) -> int:
+    """Return the gradient elements that a rank holds between backward and update, of groups of parameters' sizes."""
+    sizes = [size for group in groups for size in group]
     accumulates = setup.gradient_accumulation_steps > 1
     if setup.zero_stage == 0 or (setup.zero_stage == 1 and accumulates):
         return sum(sizes)
     if setup.zero_stage == 3:
         return sum(-(-size // setup.world_size) for size in sizes)
-    return max(_touched(sizes, setup.world_size))
-
-
-def _touched(sizes: Sequence[int], world_size: int) -> list[int]:
-    """Return, for each rank, the elements of all parameters that reach into its part: stages 1, 2 keep these whole."""
-    part = -(-sum(sizes) // world_size)
-    ends = list(accumulate(sizes))
-    touched = [0] * world_size
-    for size, end in zip(sizes, ends, strict=True):
-        for rank in range((end - size) // part, min(world_size - 1, (end - 1) // part) + 1):
-            touched[rank] += size
-    return touched
+    whole = [0] * setup.world_size  # of all parameters that reach into a rank's part
+    for group in groups:
+        for rank, pieces in enumerate(cut_flat(group, setup.world_size)):
+            whole[rank] += sum(group[piece.parameter] for piece in pieces)
+    return max(whole)
 
 
 def _bucket_elements(total: int, setup: TrainingSetup) -> int:

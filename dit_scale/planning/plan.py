@@ -67,7 +67,7 @@ def plan(config: Config, cluster: Cluster, request: Request) -> bool:
     if not plans:
         why = "not even ZeRO 3 with the optimizer offloaded; take more GPUs"
         if needs_whole(config.train):
-            why = f"and train.optimizer={config.train.optimizer} allows ZeRO 0 alone; give train.optimizer=adamw"
+            why = f"and train.optimizer={config.train.optimizer} allows ZeRO 0 to 2 alone; give train.optimizer=adamw"
         raise InputError(f"{title}: nothing fits, {why}")
     best = plans[0]
     _show_model(model, best, title)

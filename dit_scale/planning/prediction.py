@@ -8,7 +8,8 @@ hides it.
 from dataclasses import dataclass
 
 from dit_scale.models import DiT
-from dit_scale.parameters import num_trained
+from dit_scale.optim import whole_cost
+from dit_scale.parameters import num_trained, trained
 from dit_scale.planning.cluster import Cluster
 from dit_scale.planning.communication import Collective, collectives_of
 from dit_scale.planning.flops import attention_flops_per_image, training_flops_per_image
@@ -106,6 +107,8 @@ def step_time(model: DiT, setup: TrainingSetup, cluster: Cluster, images: int, c
     part = total / setup.world_size if setup.zero_stage else total
     kept = optimizer_numbers(model, setup)
     update = (UPDATE_BYTES * part + STATE_BYTES * kept.state + COPY_BYTES * kept.copies) / memory_rate
+    whole = whole_cost(setup.groups, trained(model), setup.world_size if setup.zero_stage else None)
+    update += whole.flops / (gpu.bf16_flops * MATMUL_SHARE)  # in bf16 whatever the precision
     if setup.offload_optimizer:
         update = 8 * part / OFFLOAD_BANDWIDTH
     collectives = collectives_of(model, setup) if setup.world_size > 1 else []

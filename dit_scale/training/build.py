@@ -18,6 +18,7 @@ from dit_scale.diffusion import FlowMatching, Objective
 from dit_scale.distributed.devices import memory_of
 from dit_scale.distributed.runtime import World, job_end_time
 from dit_scale.models import DiT
+from dit_scale.optim import own_rates
 from dit_scale.parameters import DTYPES
 from dit_scale.planning.flops import peak_flops, training_flops_per_image
 from dit_scale.recipe import model_of, objective_of
@@ -111,7 +112,8 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
         time_limit = TimeLimit(job_end_time(), config.checkpoint.time_limit_margin_seconds)
         periodic = PeriodicTasks(config, dataset, learner.loss_function, world, device, phases, conveniences)
         _write_down(config, dataset, world, device, conveniences)
-        metrics = StepMetrics(learner.plan, rank_times, flops_of_step, peak and peak * world.world_size)
+        peaks = peak and peak * world.world_size
+        metrics = StepMetrics(learner.plan, rank_times, flops_of_step, peaks, own_rates(train))
         log = stack.enter_context(RunLog(config, world, start.step, conveniences))
         stack.enter_context(closing(saving))
         stack.enter_context(closing(bad_steps))
@@ -128,7 +130,7 @@ def _new_model(config: Config, dataset: LatentDataset, is_new_run: bool) -> DiT:
         classes = len(dataset.class_names)
         model = model_of(config, dataset.manifest.latents, classes, config.engine.kernels, in_training=True)
     if is_new_run and config.init_from is not None:
-        load_initial(model, config.init_from)
+        load_initial(model, config.init_from, config.diffusion)
     return model
 
 

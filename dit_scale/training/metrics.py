@@ -78,6 +78,10 @@ def cut_back(path: Path, step: int) -> None:
                 new.write(line)
 
 
+_RATE = "_learning_rate"
+"""The end of the name of a rate that differs from the run's."""
+
+
 class Console:
     """Lines on rank zero's output: step, loss, images a second, time left."""
 
@@ -99,9 +103,10 @@ class Console:
         loss = sum(losses) / max(1, len(losses))
         grad_norm = "none" if metrics["grad_norm"] is None else f"{metrics['grad_norm']:.3f}"
         left = timedelta(seconds=round(seconds * (self._total_steps - step)))
+        others = [f" ({name.removesuffix(_RATE)} {metrics[name]:.1e})" for name in metrics if name.endswith(_RATE)]
         elapsed = timedelta(seconds=round(time.monotonic() - self._started))
         say(
             f"step {step}/{self._total_steps}  loss {loss:.4f}  grad norm {grad_norm}  "
-            f"rate {metrics['learning_rate']:.1e}  {metrics['images_per_second']:.0f} images/s  "
+            f"rate {metrics['learning_rate']:.1e}{''.join(others)}  {metrics['images_per_second']:.0f} images/s  "
             f"elapsed {elapsed}  left {left}"
         )

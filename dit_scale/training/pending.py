@@ -82,8 +82,13 @@ class StepMetrics:
         rank_times: RankTimes,
         flops_of_step: Callable[[int], float] | None,
         peak_flops: float | None,
+        own_rates: Mapping[str, float],
     ):
-        """``flops_of_step`` are an image's in a step of a number; ``peak_flops`` of all ranks, where they are known."""
+        """``flops_of_step`` are an image's in a step of a number; ``peak_flops`` of all ranks, where they are known.
+
+        ``own_rates`` are learning rates that differ from the run's, by name, as multiples of it.
+        """
+        self._own_rates = own_rates
         self._plan, self._rank_times = plan, rank_times
         self._flops_of_step, self._peak_flops = flops_of_step, peak_flops
 
@@ -115,6 +120,7 @@ class StepMetrics:
             "loss": _or_none(summed.loss),
             "grad_norm": _or_none(pending.verdict.norm),
             "learning_rate": pending.learning_rate,
+            **{name: scale * pending.learning_rate for name, scale in self._own_rates.items()},
             "step_seconds": pending.seconds,
             "cpu_seconds": summed.flags.cpu_seconds,
             "images_per_second": images_per_second,

@@ -13,9 +13,10 @@ from dit_scale import optim
 from dit_scale.config import EngineConfig, TrainSection, refuse_unused
 from dit_scale.distributed.runtime import World
 from dit_scale.errors import InputError
-from dit_scale.optim import build_optimizer, groups_of
+from dit_scale.optim import WholeMatrices, build_optimizer, groups_of, needs_whole
 from dit_scale.parameters import DTYPES, num_trained, trained
 from dit_scale.zero.batches import BatchPlan
+from dit_scale.zero.optimizer_state import fragments_of_stages_1_and_2
 
 
 def build_engine(
@@ -36,7 +37,7 @@ def build_engine(
     model.to(device=device, dtype=DTYPES[engine.precision])
     wrap_blocks(model, engine)
     updates_on = torch.device("cpu" if engine.offload_optimizer else device)
-    optimizer = build_optimizer(groups_of(train), trained(model), train.learning_rate, updates_on)
+    optimizer: Any = build_optimizer(groups_of(train), trained(model), train.learning_rate, updates_on)
     if engine.zero_stage == 3:  # a block's weights come together: no hook of DeepSpeed's breaks what is compiled
         deepspeed.utils.set_z3_leaf_modules(model, list({type(block) for block in model.blocks}))
     num_parameters = num_trained(model)
@@ -45,6 +46,9 @@ def build_engine(
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if engine.zero_stage in (1, 2):  # parameters are views of the flat weights already; it makes them so each step
         wrapped.optimizer._update_model_bit16_weights = lambda _: None
+        if needs_whole(train):
+            shapes = {name: parameter.shape for name, parameter in trained(model).items()}
+            optimizer.whole = WholeMatrices(list(fragments_of_stages_1_and_2(trained(model))), shapes)
     if not _reduces(engine, world):
         wrapped.optimizer.buffered_reduce_fallback = lambda *_, **__: None
         wrapped.optimizer.flatten_dense_tensors_aligned = _flatten_to_fp32
@@ -144,7 +148,7 @@ def check_stage(engine: EngineConfig, train: TrainSection) -> None:
             "engine.zero_stage=0 with engine.precision=bf16 makes DeepSpeed take a wrong Adam step; "
             "use engine.zero_stage=1 (the same memory on one rank) or engine.precision=fp32"
         )
-    optim.check_stage(train, engine.zero_stage)
+    optim.check_stage(train, engine.zero_stage, engine.offload_optimizer)
 
 
 def _import_deepspeed() -> Any:

@@ -1,6 +1,6 @@
 """Which elements of which parameter this rank holds in fp32, and of its optimizer's state, at every ZeRO stage."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class OptimizerState:
             self.owned = share(self.held, dist.get_rank(), dist.get_world_size())
         elif self._stage in (1, 2):
             self._keys, self._groups = engine.optimizer.single_partition_of_fp32_groups, groups
-            self.held = self.owned = list(self._fragments_of_stages_1_and_2())
+            self.held = self.owned = list(fragments_of_stages_1_and_2(self._trainable))
         else:
             self._keys = engine.optimizer.fp32_partitioned_groups_flat
             self._groups = [groups[engine.optimizer.sub_group_to_group_id[flat]] for flat in range(len(self._keys))]
@@ -107,13 +107,6 @@ class OptimizerState:
         states = map(self._state_of, range(len(self._keys)))
         return [state["step"] for state in states if "step" in state]
 
-    def _fragments_of_stages_1_and_2(self) -> Any:
-        for name, parameter in self._trainable.items():
-            mapping = parameter._hp_mapping  # None where the rank holds nothing of it
-            if mapping is not None:
-                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-                yield Fragment(name, here.start, here.numel, mapping.param_group_index, there.start)
-
     def _fragments_of_stage_3(self) -> Any:
         optimizer = self._engine.optimizer
         rank = dist.get_rank()
@@ -123,6 +116,15 @@ class OptimizerState:
             numel = min(padded, parameter.ds_numel - offset)
             if numel > 0:
                 yield Fragment(name, offset, numel, flat, start)
+
+
+def fragments_of_stages_1_and_2(parameters: Mapping[str, Any]) -> Iterator[Fragment]:
+    """Yield what this rank holds of named parameters, in the flat part of each parameter group."""
+    for name, parameter in parameters.items():
+        mapping = parameter._hp_mapping  # None where the rank holds nothing of it
+        if mapping is not None:
+            here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+            yield Fragment(name, here.start, here.numel, mapping.param_group_index, there.start)
 
 
 def _full_shape(parameter: Any) -> torch.Size:

@@ -84,29 +84,36 @@ def plain_optimizers(name: str, parameters: dict[str, nn.Parameter]) -> list[tor
     return [torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0)]
 
 
-def shortened(parameters: list[nn.Parameter], divides: bool) -> Tensor:
-    """Shorten gradients as PyTorch does; ``divides``: to the bit as the guard does, where bf16 makes much of a bit."""
-    if not divides:
+def shortened(parameters: list[nn.Parameter], norm_there: float | None) -> Tensor:
+    """Shorten gradients as PyTorch does; by a norm that is given, to the bit as the guard does with it."""
+    if norm_there is None:
         return nn.utils.clip_grad_norm_(parameters, LONGEST)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    assert abs(float(norm) / norm_there - 1.0) < 1e-6
+    norm = torch.full_like(norm, norm_there)
     for parameter in parameters:
         assert parameter.grad is not None
         parameter.grad.div_(((norm + 1e-6) / LONGEST).clamp(min=1.0))
     return norm
 
 
-def expected_weights(name: str, loss_function: LossFunction, world: World, device: str) -> dict[str, Tensor]:
-    """Return the weights after the steps as plain PyTorch takes them."""
+def expected_weights(
+    name: str, loss_function: LossFunction, device: str, norms_there: list[float]
+) -> dict[str, Tensor]:
+    """Return the weights after the steps as plain PyTorch takes them, of the whole batch on one rank.
+
+    Muon multiplies in bf16, which makes much of the last bit of a norm: it is given those that the guard has found.
+    """
     model = small_model().to(device)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizers, norms = plain_optimizers(name, trained), []
     for step in range(STEPS):
-        batch = batch_at(step, BATCH, world)
+        batch = batch_at(step, BATCH, World())
         model.zero_grad()
         for part in (slice(0, BATCH // 2), slice(BATCH // 2, BATCH)):  # micro batches, as the engine has them
             inputs = (tensor[part].to(device) for tensor in (batch.moments, batch.conditions, batch.positions))
             (total(loss_function(model, *inputs)).sum() / BATCH).backward()
-        norms.append(float(shortened(list(trained.values()), divides=name == "muon")))
+        norms.append(float(shortened(list(trained.values()), norms_there[step] if name == "muon" else None)))
         for optimizer in optimizers if step != DISCARDED else ():
             optimizer.step()
     assert min(norms) < LONGEST < max(norms), f"of {norms} some are to be shortened, and some are not"
@@ -126,7 +133,6 @@ def is_average(state: TrainingState, kind: str, first: list[Tensor], masters: li
 def measure(
     stage: Literal[0, 1, 2, 3],
     train: TrainSection,
-    expected: dict[str, Tensor],
     loss_function: LossFunction,
     world: World,
     device: str,
@@ -155,6 +161,7 @@ def measure(
     averages_differ = [kind for kind in state.emas if not is_average(state, kind, first, masters_of_updates)]
     masters = {name: value.cpu() for name, value in whole_master(state).items()}
     engine.destroy()
+    expected = expected_weights(train.optimizer, loss_function, device, [verdict.norm for verdict in verdicts])
     difference = max(float((masters[name] - value).abs().max()) for name, value in expected.items())
     moved = max(float((weights[name] - value).abs().max()) for name, value in expected.items())
     return {
@@ -170,7 +177,6 @@ def main(device: str, optimizer: str, stages: list[int]) -> None:
     world = World.from_environment()
     set_threads(world, 1)
     loss_function = LossFunction(build_objective("gaussian"), LATENTS, 0, 0.1, Labels(5))
-    expected = expected_weights(optimizer, loss_function, world, device)
     train = TrainSection(
         optimizer=optimizer,  # type: ignore[arg-type]
         global_batch_size=BATCH,
@@ -181,8 +187,9 @@ def main(device: str, optimizer: str, stages: list[int]) -> None:
         power_ema_widths=(WIDTH,),
     )
     with process_group(world, device):
-        found = {stage: measure(stage, train, expected, loss_function, world, device) for stage in stages}  # type: ignore[arg-type]
-    print(json.dumps(found), flush=True)
+        found = {stage: measure(stage, train, loss_function, world, device) for stage in stages}  # type: ignore[arg-type]
+    if world.is_rank_zero:
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

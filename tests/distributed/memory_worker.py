@@ -108,8 +108,12 @@ def measure(
     engine.destroy()
     found = {"held": (max(seen), held)}
     if optimizer != "adamw":  # which knows the verdict; where ZeRO shards, gradients have gone by then
-        updating = estimate.states + estimate.update_workspace + (estimate.gradients if stage == 0 else 0)
-        found["updating"] = (choosing.most_bytes - before, updating)
+        most, updating = choosing.most_bytes - before, estimate.states + estimate.update_workspace
+        if stage == 0:
+            updating += estimate.gradients
+        elif len(setup.groups) > 1:  # a bucket holds gradients of several, until the last of them is updated
+            updating = min(max(updating, most), updating + estimate.gradients)
+        found["updating"] = (most, updating)
     return found
 
 
@@ -120,7 +124,7 @@ def main() -> None:
     with process_group(world, "cpu"):
         kinds: Any = [(stage, precision, "adamw") for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
         kinds.remove((0, "bf16", "adamw"))
-        kinds += [(0, "fp32", "muon"), (1, "bf16", "adagrad")]
+        kinds += [(0, "fp32", "muon"), (1, "fp32", "muon"), (2, "bf16", "muon"), (1, "bf16", "adagrad")]
         results = {
             f"{stage} {precision} {optimizer} {what}": pair
             for stage, precision, optimizer in kinds

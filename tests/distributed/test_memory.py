@@ -12,6 +12,6 @@ def test_states_are_what_deepspeed_holds() -> None:
     output = result.stdout
     assert "untested optimizer" not in result.stdout + result.stderr  # as DeepSpeed calls those that are wrapped
     results = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-    assert len(results) == 7 + 2 * 2
+    assert len(results) == 7 + 2 * 4
     for engine, (measured, estimated) in results.items():
         assert estimated == pytest.approx(measured, rel=0.01), engine

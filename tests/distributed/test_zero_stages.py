@@ -88,16 +88,34 @@ def test_two_groups_are_trained_and_saved_alike_at_each_stage(
     assert onward["losses"] == pytest.approx(back["losses"], rel=1e-5)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_muon_resumes_to_the_bit_and_discarded_updates_leave_no_trace(ranks: int, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def muon_at_stage_0(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return worker(0, "fp32", "save", tmp_path_factory.mktemp("muon"), "muon", "twice", "clean")
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (1, 2), (2, 2)])
+def test_muon_resumes_to_the_bit_and_discarded_updates_leave_no_trace(
+    stage: int, ranks: int, muon_at_stage_0: dict[str, Any], tmp_path: Path
+) -> None:
     """The run in two parts sees bad batches, at its start and where it resumes; the one in a piece sees none."""
-    whole = worker(0, "fp32", "save", tmp_path / "whole", "muon", "twice", "clean", ranks=ranks)
-    worker(0, "fp32", "save", tmp_path / "parts", "muon", ranks=ranks)
-    resumed = worker(0, "fp32", "load", tmp_path / "parts", "muon", ranks=ranks)
+    whole = worker(stage, "fp32", "save", tmp_path / "whole", "muon", "twice", "clean", ranks=ranks)
+    assert whole["losses"] == pytest.approx(muon_at_stage_0["losses"], rel=1e-4)
+    worker(stage, "fp32", "save", tmp_path / "parts", "muon", ranks=ranks)
+    resumed = worker(stage, "fp32", "load", tmp_path / "parts", "muon", ranks=ranks)
     assert resumed["digest"] == whole["digest"]
     assert resumed["losses"] == whole["losses"][3:]
-    elsewhere = worker(0, "fp32", "load", tmp_path / "parts", "muon", ranks=3 - ranks)
+    other_stage = {0: 0, 1: 2, 2: 1}[stage]
+    elsewhere = worker(other_stage, "fp32", "load", tmp_path / "parts", "muon", ranks=3 - ranks)
     assert elsewhere["losses"] == pytest.approx(resumed["losses"], rel=1e-4)
+
+
+def test_muon_in_bf16_updates_fp32_masters_and_resumes_to_the_bit(
+    muon_at_stage_0: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = worker(2, "bf16", "save", tmp_path / "whole", "muon", "twice", "clean")
+    assert whole["losses"] == pytest.approx(muon_at_stage_0["losses"], rel=2e-2)
+    worker(2, "bf16", "save", tmp_path / "parts", "muon")
+    assert worker(2, "bf16", "load", tmp_path / "parts", "muon")["digest"] == whole["digest"]
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused(stage_0: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dit_scale.autoencoder import PCACodec, save_autoencoder
 from dit_scale.checkpoint import open_whole
+from dit_scale.config import DiffusionConfig
 from dit_scale.errors import InputError
 from dit_scale.interop import read_weights, refuse_folder
 from dit_scale.interop.importing import Unsaid, import_weights
@@ -75,7 +76,7 @@ def test_deepspeeds_own_checkpoint_is_read_after_what_the_sentence_says(
     source = deepspeeds / f"zero-{stage}"
     sentence = refusal(lambda: importing(source, tmp_path / "run"))
     model = load_tiny("tiny_a").model
-    assert refusal(lambda: load_initial(model, str(source))) == sentence
+    assert refusal(lambda: load_initial(model, str(source), DiffusionConfig())) == sentence
     found = read_weights(follow(sentence))
     assert {*golden} - {*found} <= {"pos_embed"}  # ZeRO 1 and bf16 lose what is not trained
     for name, value in found.items():
@@ -119,7 +120,7 @@ def test_a_checkpoint_of_torch_distributed_is_read_after_what_the_sentence_says(
     source = tmp_path / "at step 3"  # a name that a shell would split
     dcp.save({"app": state} if is_nested else state, checkpoint_id=source, no_dist=True)
     sentence = refusal(lambda: importing(source, tmp_path / "run"))
-    assert refusal(lambda: load_initial(load_tiny("tiny_a").model, str(source))) == sentence
+    assert refusal(lambda: load_initial(load_tiny("tiny_a").model, str(source), DiffusionConfig())) == sentence
     assert refusal(lambda: read_weights(source / "__0_0.distcp")) == sentence
     found = read_weights(follow(sentence))
     assert all(torch.equal(found[name], golden[name]) for name in golden)
@@ -141,9 +142,11 @@ def test_a_run_of_our_own_needs_no_import(importing: Import, tmp_path: Path) -> 
     tiny = load_tiny("tiny_a").model
     expected = tiny.state_dict()["final_layer.linear.weight"].clone()
     torch.nn.init.zeros_(tiny.final_layer.linear.weight)
-    load_initial(tiny, str(out))
+    load_initial(tiny, str(out), DiffusionConfig())
     assert torch.equal(tiny.final_layer.linear.weight, expected)
     (tmp_path / "model_index.json").write_text("{}")
-    assert f"run dit-scale import {tmp_path} --out RUN" in refusal(lambda: load_initial(tiny, str(tmp_path)))
+    assert f"run dit-scale import {tmp_path} --out RUN" in refusal(
+        lambda: load_initial(tiny, str(tmp_path), DiffusionConfig())
+    )
     other = DiT(latent_size=8, patch_size=2, hidden_size=64, depth=1, num_heads=4, num_classes=10)
-    assert "are of another model" in refusal(lambda: load_initial(other, str(out)))
+    assert "are of another model" in refusal(lambda: load_initial(other, str(out), DiffusionConfig()))

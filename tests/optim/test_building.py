@@ -127,11 +127,20 @@ def test_a_count_on_the_host_is_refused_before_the_first_step() -> None:
         build_optimizer(everyone(CountsOnTheHost, []), parameters(), 0.1, CPU)
 
 
-def test_an_optimizer_that_needs_matrices_is_refused_where_zero_cuts_them() -> None:
+def test_an_optimizer_that_needs_matrices_is_refused_where_nothing_puts_them_together() -> None:
     muon = TrainSection(optimizer="muon")
-    check_engine(EngineConfig(zero_stage=0, precision="fp32"), muon)
-    with pytest.raises(InputError, match=r"needs whole matrices, which engine\.zero_stage=1 cuts into flat"):
-        check_engine(EngineConfig(zero_stage=1), muon)
+    for right in (EngineConfig(zero_stage=0, precision="fp32"), EngineConfig(zero_stage=1), EngineConfig(zero_stage=2)):
+        check_engine(right, muon)
+    with pytest.raises(InputError, match=r"needs whole matrices, but engine\.zero_stage=3 cuts each of them over"):
+        check_engine(EngineConfig(zero_stage=3), muon)
+    with pytest.raises(InputError, match=r"too slow in host memory; give engine\.offload_optimizer=false, or train"):
+        check_engine(EngineConfig(zero_stage=2, offload_optimizer=True), muon)
+
+
+def test_muon_has_a_rate_of_its_own_in_proportion_to_the_schedule() -> None:
+    assert [group.rate_scale for group in groups_of(TrainSection(optimizer="muon"))] == [1.0, 1.0]
+    own = TrainSection(optimizer="muon", learning_rate=1e-4, muon_learning_rate=2e-3)
+    assert [group.rate_scale for group in groups_of(own)] == pytest.approx([20.0, 1.0])
 
 
 def test_every_choice_of_the_setting_is_known() -> None:

@@ -41,8 +41,8 @@ def test_a_run_that_fails_half_way_closes_its_data(tmp_path: Path, monkeypatch: 
     write_folder(tmp_path / "shards", [5])
     opened: list[LatentDataset] = []
 
-    def remembered(*arguments: Any) -> LatentDataset:
-        opened.append(open_dataset(*arguments))
+    def remembered(*arguments: Any, **options: Any) -> LatentDataset:
+        opened.append(open_dataset(*arguments, **options))
         return opened[-1]
 
     monkeypatch.setattr(building, "open_dataset", remembered)
