@@ -47,11 +47,11 @@ positive = number(int, at_least=1)
 """Read a whole number above 0."""
 
 
-def numbers(**limits: Any) -> Callable[[str], tuple[float, ...]]:
+def numbers(kind: type[int] | type[float] = float, **limits: Any) -> Callable[[str], tuple[Any, ...]]:
     """Return what reads numbers parted by commas, each in a range."""
-    one = number(float, **limits)
+    one = number(kind, **limits)
 
-    def read(text: str) -> tuple[float, ...]:
+    def read(text: str) -> tuple[Any, ...]:
         return tuple(map(one, text.split(",")))
 
     read.limits = one.limits  # type: ignore[attr-defined]

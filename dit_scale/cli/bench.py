@@ -1,10 +1,12 @@
-"""The commands that measure: bench step, sample, attention, feed, comm, data, encode, checkpoint."""
+"""The commands that measure: bench step, sample, attention, feed, comm, data, encode, checkpoint, quality."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit_scale.cli.arguments import new_file, number, positive, refuse_given
+from dit_scale.cli.arguments import new_file, number, numbers, positive, refuse_given
+from dit_scale.config.fields import SEEDS
+from dit_scale.config.typed import is_override
 from dit_scale.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
     _add_bench_data(benchmarks)
     _add_bench_encode(benchmarks)
     _add_bench_checkpoint(benchmarks)
+    _add_bench_quality(benchmarks)
 
 
 def _add_bench_step(benchmarks) -> None:  # type: ignore[no-untyped-def]
@@ -204,6 +207,24 @@ def _add_bench_checkpoint(benchmarks) -> None:  # type: ignore[no-untyped-def]
     command.set_defaults(run=_bench_checkpoint)
 
 
+def _add_bench_quality(benchmarks) -> None:  # type: ignore[no-untyped-def]
+    text = "How good samples are after how much compute: configurations trained in turn, several seeds of each."
+    command = benchmarks.add_parser("quality", help="quality of samples for compute", description=text)
+    command.add_argument(
+        "words",
+        metavar="CONFIG … key.sub=value",
+        nargs="+",
+        help="configurations of `train`, the first of which the others are compared with; settings win over all files'",
+    )
+    command.add_argument(
+        "--seeds", type=numbers(int, **SEEDS), default=(0,), metavar="N,N,…", help="of each configuration (default 0)"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="for runs, curves and figures")
+    command.add_argument("--ranks", type=positive, default=1, metavar="N", help="of each run (default %(default)s)")
+    command.add_argument("--json", type=new_file, metavar="FILE", help="default: quality.json in DIR")
+    command.set_defaults(run=_bench_quality)
+
+
 def _add_bench_options(command: argparse.ArgumentParser, rounds: int) -> None:
     command.add_argument("--rounds", type=positive, default=rounds, metavar="K", help="(default %(default)s)")
     command.add_argument("--json", type=new_file, metavar="FILE", help="write the figures and where they come from")
@@ -308,3 +329,15 @@ def _bench_checkpoint(options: argparse.Namespace) -> None:
     from dit_scale.bench.checkpoint import bench_checkpoint
 
     bench_checkpoint(options.model, options.folder, options.rounds, options.steps, options.json)
+
+
+def _bench_quality(options: argparse.Namespace) -> None:
+    from dit_scale.bench.quality import bench_quality
+
+    overrides = [word for word in options.words if is_override(word)]
+    configs = [word for word in options.words if not is_override(word)]
+    if not configs:
+        raise InputError("bench quality trains no configuration; give one or more files, or names of some in configs/")
+    if len(set(options.seeds)) < len(options.seeds):
+        raise InputError(f"--seeds {','.join(map(str, options.seeds))} holds a seed twice; give each once")
+    bench_quality(configs, overrides, options.seeds, options.out, options.ranks, options.json)

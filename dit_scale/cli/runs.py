@@ -13,7 +13,13 @@ from dit_scale.supervision.preemption import StopRequest
 
 def add_commands(commands) -> None:  # type: ignore[no-untyped-def]
     """Add this family's commands to the parser."""
-    add_config_command(commands, "train", "train a model on shards of latents", Config, _train)
+    command = add_config_command(commands, "train", "train a model on shards of latents", Config, _train)
+    command.add_argument(
+        "--stop-after",
+        type=positive,
+        metavar="STEP",
+        help="stop after this step, saved; the learning rate still follows train.steps, and the same command goes on",
+    )
     _add_doctor(commands)
     _add_status(commands)
     _add_report(commands)
@@ -51,7 +57,7 @@ def _add_submit(commands) -> None:  # type: ignore[no-untyped-def]
 
 
 def _train(options: argparse.Namespace) -> None:
-    stop = StopRequest().install()  # before torch: a signal in those seconds must not kill the task
+    stop = StopRequest(options.stop_after).install()  # before torch: a signal in those seconds must not kill the task
     if World.from_environment().world_size > 1:
         die_with_parent()
     config = load_config(Config, options.config, options.overrides)

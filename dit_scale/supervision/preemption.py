@@ -13,8 +13,10 @@ _SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """Whether somebody asked this process to stop, and how."""
 
-    def __init__(self) -> None:
+    def __init__(self, after_step: int | None = None) -> None:
         self.signal_name: str | None = None
+        self.after_step = after_step
+        """The step after which to stop without being asked, where that is set."""
 
     def install(self) -> "StopRequest":
         """Catch USR1, TERM and INT from now on; a second INT interrupts at once."""

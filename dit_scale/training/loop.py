@@ -36,7 +36,8 @@ class Loop:
         """What it left."""
         self._reason: str | None = None
         """Why the ranks have agreed to stop."""
-        self._clock = StepClock()
+        self._clock, self._cpu_clock = StepClock(), StepClock(time.process_time)
+        self._last_step = min(run.config.train.steps, stop.after_step or run.config.train.steps)
 
     def run(self) -> str | None:
         """Step to the end; return why the run stopped before it, if it did (collective)."""
@@ -46,12 +47,14 @@ class Loop:
                 break
             except RolledBack as back:
                 self._go_back(back)
-        if self._reason is None or self.position.step >= self._run.config.train.steps:
+        if self.position.step >= self._run.config.train.steps:
             return None
+        reason, step = self._reason or "--stop-after", self.position.step
         if self._run.world.is_rank_zero:
-            write_marker(Path(self._run.config.run_dir), STOPPED, {"reason": self._reason, "step": self.position.step})
-            say(f"stopped on {self._reason} at step {self.position.step}, everything saved")
-        return self._reason
+            if self._reason is not None:  # else it was to end here: no launcher should start it again
+                write_marker(Path(self._run.config.run_dir), STOPPED, {"reason": reason, "step": step})
+            say(f"stopped on {reason} at step {step}, everything saved")
+        return reason
 
     def _take_steps(self) -> None:
         phases = self._run.phases
@@ -79,7 +82,7 @@ class Loop:
         seconds = self._clock.lap()
         if run.world.is_rank_zero and run.time_limit.is_near(run.saving.seconds_expected(), seconds):
             self._stop.ask("time_limit")
-        flags = Flags(len(batch.damaged), bool(self._stop), run.saving.wants_retry())
+        flags = Flags(len(batch.damaged), bool(self._stop), run.saving.wants_retry(), self._cpu_clock.lap())
         sums = run.metrics.sum_over_ranks(losses, flags, run.phases.lap())
         now = time.time()
         before = self._pending
@@ -118,7 +121,7 @@ class Loop:
     def _periodic_work(self) -> None:
         """Measure, save and draw, as far as each follows this step (collective); asked to stop, save alone."""
         run, step, state, is_stopping = self._run, self.position.step, self._run.learner.state, self._reason is not None
-        with self._clock.paused():
+        with self._clock.paused(), self._cpu_clock.paused():
             measured = {} if is_stopping else run.periodic.measure(step, run.learner.engine, state, run.log)
             if self._is_save_due():
                 with run.phases("save"):
@@ -134,7 +137,7 @@ class Loop:
         return is_due or self._is_last() or self._run.saving.retries_now
 
     def _is_last(self) -> bool:
-        return self._reason is not None or self.position.step >= self._run.config.train.steps
+        return self._reason is not None or self.position.step >= self._last_step
 
     def _go_back(self, back: RolledBack) -> None:
         """Load the last good checkpoint; the bad step is skipped when it comes again (collective)."""
@@ -147,3 +150,4 @@ class Loop:
         if run.world.is_rank_zero:
             say(f"back at {found.folder.name}; step {back.step} will be skipped")
         self._clock.restart()
+        self._cpu_clock.restart()

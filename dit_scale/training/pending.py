@@ -29,6 +29,8 @@ class Flags(NamedTuple):
     is_asked_to_stop: float
     wants_retry: float
     """Whether a save that failed is to be tried again."""
+    cpu_seconds: float
+    """That its threads took for the step."""
 
 
 class Sums(NamedTuple):
@@ -120,6 +122,7 @@ class StepMetrics:
             "learning_rate": pending.learning_rate,
             **{name: scale * pending.learning_rate for name, scale in self._own_rates.items()},
             "step_seconds": pending.seconds,
+            "cpu_seconds": summed.flags.cpu_seconds,
             "images_per_second": images_per_second,
             "mfu": images_per_second * self._flops_of_step(step) / peak if peak and self._flops_of_step else None,
         }
@@ -136,24 +139,25 @@ class StepMetrics:
 class StepClock:
     """How long steps take, without what is done between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.restart()
 
     def restart(self) -> None:
         """Have a step begin now."""
-        self._began = time.monotonic()
+        self._began = self._clock()
 
     def lap(self) -> float:
         """End a step: return its seconds; the next one begins."""
-        began, self._began = self._began, time.monotonic()
+        began, self._began = self._began, self._clock()
         return self._began - began
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count what is done meanwhile."""
-        begun = time.monotonic()
+        begun = self._clock()
         yield
-        self._began += time.monotonic() - begun
+        self._began += self._clock() - begun
 
 
 def _or_none(value: float) -> float | None:

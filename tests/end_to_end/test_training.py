@@ -34,6 +34,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Path) -> None:
         "grad_norm",
         "learning_rate",
         "step_seconds",
+        "cpu_seconds",
         "images_per_second",
         "mfu",
         "data_seconds",
