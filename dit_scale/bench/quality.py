@@ -20,7 +20,7 @@ from dit_scale.documents import Misfit, parsed, parsed_or_none
 from dit_scale.errors import Failure, InputError
 from dit_scale.files import atomic_write, make_writable_folder
 from dit_scale.supervision.history import Step, last_save, read_history
-from dit_scale.training.evaluation import FOLDER
+from dit_scale.training.evaluation import FOLDER, DecodedRecords
 from dit_scale.training.run_log import METRICS
 
 _PACKAGES = ("dit_scale", "torch", "deepspeed", "numpy")
@@ -302,9 +302,11 @@ def _shown(ratios: list[float | None]) -> str:
 
 def _reference(identity: dict[str, Any], folder: str | None) -> str:
     """Say what samples were held against."""
-    if folder is None:
+    if folder is not None:
+        return f"the original images of '{folder}'"
+    if identity["kind"] == DecodedRecords.kind:
         return f"{identity['images']} decoded records, which hide what the autoencoder loses"
-    return f"the original images of '{folder}'"
+    return f"{identity['images']} of the images that were encoded"
 
 
 def _distance(metrics: dict[str, float]) -> tuple[str, float]:
