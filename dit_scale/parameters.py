@@ -14,7 +14,8 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def drawn(model: nn.Module) -> dict[str, Tensor]:
     """Return the buffers, by name: numbers that were drawn once and are never trained, but belong to the weights."""
-    return dict(model.named_buffers())
+    kept = model.state_dict().keys()  # without tables that are computed
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 def num_trained(model: nn.Module) -> int:

@@ -54,6 +54,10 @@ class ReadBeside:
         self._source, self._arrays = source, arrays
         self._threads = ThreadPoolExecutor(_THREADS, "read-beside")
 
+    def close(self) -> None:
+        """End without waiting for a read that hangs in storage."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     def ahead(self, indices: Sequence[int]) -> list[Callable[[], Arrays]]:
         """Begin to read the arrays of these images; return what waits for those of each."""
         if not self._arrays:

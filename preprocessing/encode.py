@@ -102,7 +102,9 @@ def encode_part(config: EncodeConfig, world: World) -> None:
     # Left in this order: decoders are ended first, since one that hangs in storage would hold up what waits for it.
     with ExitStack() as after_decoders, decoder_for(config, job.source) as decoder:
         images = decoder.decode(chain.from_iterable(job.images_of(number) for number in for_decoding))
-        results = Encoder(job, autoencoder, device).results(for_encoding, images)
+        encoder = Encoder(job, autoencoder, device)
+        after_decoders.callback(encoder.close)
+        results = encoder.results(for_encoding, images)
         ready = Prefetch(results, _RESULTS_AHEAD, "ahead")  # encodes while this thread writes
         after_decoders.callback(ready.close)
         for number in for_writing:

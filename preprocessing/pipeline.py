@@ -41,6 +41,10 @@ class Encoder:
         self._job, self._autoencoder, self._device = job, autoencoder, device
         self._beside = ReadBeside(job.source, job.layout.arrays)
 
+    def close(self) -> None:
+        """Read no more arrays beside images."""
+        self._beside.close()
+
     def results(self, shards: Iterable[int], images: Iterator[Decoded]) -> Iterator[Result]:
         """Yield a record or a rejection for each image of each shard; shards come one after another."""
         torch.set_num_threads(1)  # holds for the thread that asks only, and this may be another one

@@ -43,7 +43,12 @@ class Loop:
         train = TrainSection(global_batch_size=batch_size, micro_batch_size_per_gpu=micro_batch_size)
         self.plan = plan_batches(train, world.world_size)
         self.loss_function = LossFunction(
-            build_objective("gaussian"), latents, 0, 0.1, model.condition, routing=routing
+            build_objective("gaussian", learn_sigma=model.learn_sigma),
+            latents,
+            0,
+            0.1,
+            model.condition,
+            routing=routing,
         )
         self.num_parameters = num_trained(model)
         if device.startswith("cuda") and engine.kernels == "auto":  # as a run settles it

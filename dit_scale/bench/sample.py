@@ -59,14 +59,15 @@ def bench_sample(
     protocol = SamplingConfig("ddim", num_steps, cfg_scale=_CFG_SCALE, guidance_channels=3)
     settings = SamplingSettings.of(protocol, seed=0)
     by_guide = {_name_of(guide): replace(settings, guide_by=guide) for guide in dict.fromkeys([None, *guides])}
+    objective = build_objective("gaussian", learn_sigma=model.learn_sigma)
     for setting in by_guide.values():
-        setting.check(build_objective("gaussian"), model)
+        setting.check(objective, model)
     noise = draws.normal(settings.seed, Stream.INITIAL_NOISE, indices, latents.shape)
     null_label = model.null_label
     assert null_label is not None
 
     def ours(settings: SamplingSettings) -> Tensor:
-        return sample_latents(model, build_objective("gaussian"), latents, labels, indices, settings)
+        return sample_latents(model, objective, latents, labels, indices, settings)
 
     actions: dict[str, Callable[[], Tensor]] = {name: partial(ours, setting) for name, setting in by_guide.items()}
     for peer in others:

@@ -237,6 +237,12 @@ def _bench_step(options: argparse.Namespace) -> None:
 
     if options.without_deepspeed and options.precision != "fp32":
         raise InputError(f"--without-deepspeed has no master weights for {options.precision}; give --precision fp32")
+    config = _network_of(options)
+    if config.model.early_block:
+        raise InputError(
+            f"model.early_block={config.model.early_block} has no effect in bench step, which trains by the "
+            f"objective's loss alone; leave it out"
+        )
     engine = EngineConfig(
         zero_stage=1,
         precision=options.precision,
@@ -247,7 +253,7 @@ def _bench_step(options: argparse.Namespace) -> None:
         kernels=options.kernels,
     )
     bench_step(
-        _network_of(options),
+        config,
         options.image_size,
         options.batch_size,
         engine,

@@ -70,6 +70,7 @@ def _examine(config: Config, world: World, device: str) -> list[Finding]:
         return [
             *first,
             *_of_model(model, config, world, device),
+            *([guarded("encoders", run.encoders, config)] if config.alignment.encoders else []),
             guarded("batch", run.batch, config, world),
             guarded("shards", run.shards, dataset, world),
             guarded("disk", hardware.disk, rates),
@@ -110,7 +111,7 @@ def _unknown(name: str) -> Finding:
 def _opened(config: Config) -> LatentDataset | InputError:
     """Return the data, or why it cannot be trained on."""
     try:
-        return open_dataset(config.data, config.model.condition)
+        return open_dataset(config.data, config.model.condition, with_crops=bool(config.alignment.encoders))
     except (InputError, Failure, OSError) as error:
         return InputError(str(error))
 

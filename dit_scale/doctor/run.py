@@ -30,6 +30,7 @@ from dit_scale.planning.choices import gigabytes, in_words, plural, setup_of, sm
 from dit_scale.planning.memory import checkpoint_bytes, estimate_memory
 from dit_scale.recipe import objective_of
 from dit_scale.training import run_folder
+from dit_scale.training.alignment import load_encoders
 from dit_scale.training.data import autoencoder_folder, describe
 from dit_scale.zero.batches import plan_batches
 from dit_scale.zero.engine import check_engine
@@ -98,6 +99,13 @@ def model_and_engine(model: DiT | InputError, config: Config) -> Finding:
         f"classes; {config.engine.precision}, ZeRO {config.engine.zero_stage}"
     )
     return Finding("model", Status.PASS, figure, "", {"parameters": trainable})
+
+
+def encoders(config: Config) -> Finding:
+    """Load the frozen encoders of alignment, as training does."""
+    with_digests, _ = load_encoders(config)
+    names = ", ".join(config.alignment.encoders)
+    return Finding("encoders", Status.PASS, names, "", {"digests": list(with_digests.alignment.encoder_digests)})
 
 
 def memory(model: DiT, config: Config, world: World, device: str) -> Finding:
@@ -215,7 +223,7 @@ def _goes_on(
     where = f"goes on from {checkpoint.folder.name} of {config.train.steps} steps"
     if isinstance(dataset, InputError):
         return Finding("run folder", Status.WARN, f"{where}, if the data is that of before", "see shards")
-    run_folder.check_resume(checkpoint, config, describe(dataset))
+    run_folder.check_resume(checkpoint, load_encoders(config)[0], describe(dataset))
     if damaged:
         return Finding("run folder", Status.WARN, f"{', '.join(damaged)}; {where}", "training sets it aside by itself")
     return Finding("run folder", Status.PASS, where, "", {"step": checkpoint.description.position.step})

@@ -51,8 +51,17 @@ class Architecture:
         return is_plain and self.adaln_shift and not self.qk_norm and not self.rope and self.head_depth is None
 
 
+OWN_LAYERS = ("early_layer.", "route.", "further_t_embedders.")
+"""Of networks that nobody else has, and whose settings no name tells."""
+
+
 def architecture_of(weights: Mapping[str, Tensor], origin: str) -> Architecture:
     """Read an architecture from a state dict under the published names; raises InputError where it is no DiT's."""
+    if own := next((name for name in weights if name.startswith(OWN_LAYERS)), None):
+        raise InputError(
+            f"weights '{origin}' hold {own}, a layer of dit-scale's own, whose place they do not tell; import takes "
+            f"weights without it, and dit-scale train init_from={origin} these, with the same model.* and routing.*"
+        )
     mlp = "swiglu" if _WIDE["swiglu"] in weights else "gelu"
     is_conditional = any(name.startswith("y_embedder.") for name in weights)
     _check_is_dits(weights, (_WIDE[mlp], *([_TABLE] if is_conditional else [])), origin)

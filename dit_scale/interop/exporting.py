@@ -1,6 +1,7 @@
 """`dit-scale export`: the weights of a run or a checkpoint in the formats of others."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from dit_scale.config.fields import shown
 from dit_scale.errors import InputError
 from dit_scale.files import atomic_folder, full_disk_explained, make_writable_folder
 from dit_scale.interop import FORMS, architecture_of, write_weights
-from dit_scale.interop.families import PROJECTORS, contradiction
+from dit_scale.interop.architecture import OWN_LAYERS
+from dit_scale.interop.families import PROJECTORS, contradiction, family_of
 from dit_scale.interop.pipeline_folder import Noise, write_pipeline
 from dit_scale.interop.pipeline_names import TABLE_CLASSES
 from dit_scale.interop.rotations import rotations_of
@@ -96,9 +98,19 @@ def _read(path: Path, kind: str, keep_projectors: bool) -> _Exported:
     weights = {name: found[name] for name in model.state_dict()} | rotations_of(model)
     if keep_projectors:
         weights |= _projectors(whole, str(checkpoint.folder))
-    if said := contradiction(weights, config.diffusion):
+    if said := _misleading(weights, config):
         log.warning("Who reads these weights must be told of which network they are: %s", said)
     return _Exported(weights, model, config, latents, ClassNames(data["class_names"]), checkpoint.folder.name)
+
+
+def _misleading(weights: Mapping[str, Tensor], config: Config) -> str | None:
+    """Return, in words, what others would take weights for by their names, and be wrong."""
+    if own := sorted({name.partition(".")[0] for name in weights if name.startswith(OWN_LAYERS)}):
+        return f"{', '.join(own)} are layers of dit-scale's own, which published samplers and import refuse"
+    family = family_of(weights)
+    if family is not None and config.diffusion.name != "flow":
+        return f"by {family.sign} they look like {family.name}'s, trained by flow matching, and this run's is not"
+    return contradiction(weights, config.diffusion)
 
 
 def _projectors(weights: dict[str, Tensor], origin: str) -> dict[str, Tensor]:

@@ -78,17 +78,19 @@ def objective_of(
         return DiffusionConfig()
     if family is None:
         return _of_nobodys(time_at_data, origin)
-    if time_at_data not in (None, family.time_at_data):
-        raise InputError(
-            f"--time-at-data {time_at_data} contradicts weights '{origin}', which are {family.name}'s (they hold "
-            f"{family.sign}): its network is told {family.time_at_data} at the data; leave the option out"
+    told = family.time_at_data if time_at_data is None else time_at_data
+    if told != family.time_at_data:
+        log.warning(
+            "weights '%s' look like %s's (they hold %s), whose network is told %d at the data; --time-at-data %d is "
+            "taken as asked: if samples are noise, leave it out",
+            *(origin, family.name, family.sign, family.time_at_data, told),
         )
     shift = ", times shifted by the latent's size" if family.time_shift is None else ""
     log.info(
         "weights '%s' are taken as %s's (they hold %s): flow matching, and the network is told %d at the data%s",
-        *(origin, family.name, family.sign, family.time_at_data, shift),
+        *(origin, family.name, family.sign, told, shift),
     )
-    return DiffusionConfig(name="flow", time_at_data=family.time_at_data, time_shift=family.time_shift)  # type: ignore[arg-type]
+    return DiffusionConfig(name="flow", time_at_data=told, time_shift=family.time_shift)  # type: ignore[arg-type]
 
 
 def _of_nobodys(time_at_data: int | None, origin: str) -> DiffusionConfig:

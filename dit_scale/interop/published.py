@@ -61,11 +61,16 @@ def write_weights(weights: Mapping[str, Tensor], path: Path, form: str) -> None:
             torch.save(whole, file)
 
 
+_MAY_BE_NEW = ("early_layer.", "route.")
+"""Layers with useful values of their own from the start."""
+
+
 def load_into(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
     """Load weights for fine-tuning: positions stay the model's own, another class count gets fresh labels.
 
-    Side layers (projectors) are taken along where all of them fit, and are the model's own otherwise. Raises InputError
-    where any other name or shape differs.
+    Side layers (projectors) are taken along where all of them fit, and are the model's own otherwise. An early layer
+    and a route's layers that the weights lack are the model's own, too. Raises InputError where any other name or shape
+    differs.
     """
     expected = model.state_dict()
     sides = {name: value.shape for name, value in expected.items() if name.startswith(SIDE_LAYERS)}
@@ -82,4 +87,7 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None
         fresh = expected[_LABEL_TABLE].clone()
         fresh[-1] = table[-1]  # the null label means the same for any classes
         weights[_LABEL_TABLE] = fresh
-    load_strictly(model, weights, origin, "set model.* to the model that they were trained as", (*FIXED_TABLES, *sides))
+    missing = [prefix for prefix in _MAY_BE_NEW if not any(name.startswith(prefix) for name in weights)]
+    own = [name for name in expected if name.startswith(tuple(missing))]
+    fix = "set model.* (and routing.*, for names that begin with route) to the model that they were trained as"
+    load_strictly(model, weights, origin, fix, (*FIXED_TABLES, *sides, *own))

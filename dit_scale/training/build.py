@@ -102,9 +102,11 @@ def build(config: Config, world: World, device: str, phases: Phases) -> Iterator
         peak = peak_flops(device, config.engine.precision)
         flops_of_step = _flops_of_step(model, config.routing.until_step) if peak else None
         alignment = alignment_of(config, encoders, model.grid_side, device)
+        del encoders  # alignment has its own, of the right size
         learner = _learner(model, config, dataset, world, device, conveniences, alignment)
         rank_times = RankTimes(world, ForwardTime(learner.engine.module), config.log.every_steps)
         start = _begin(learner.state, found, weights, world)
+        del weights
         spikes = SpikeLimit(train.spike_factor, found.description.grad_norms if found else [], learner.guard.device)
         saving = Saving(run_dir / CHECKPOINTS, config.checkpoint, world, learner.state.part().num_bytes())
         policy = policy_of(train.on_bad_step, run_dir, saving, world)

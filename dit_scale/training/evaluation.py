@@ -112,6 +112,8 @@ class Evaluation:
         if not all(folder.manifest.crops for folder in dataset.folders):
             say(f"evaluation  reference: decoded records ({_quality(self._sampler.autoencoder)})")
             return records
+        for folder in dataset.folders:
+            folder.prepare_crops()
         crops = extract_reference(KeptCrops(dataset, self._count), self._extractor, cache, self._batch_size)
         assert records.features is not None
         own = Evaluator(self._extractor, crops).judge([Features(records.features)]).metrics

@@ -82,6 +82,15 @@ def test_a_run_resumes_to_the_last_bit(aligned: Path, with_crops: Path, encoder:
     assert Checkpoint(folders[0]).content_digests == Checkpoint(folders[1]).content_digests
 
 
+def test_doctor_sees_encoders_and_crops(aligned: Path, with_crops: Path, encoder: Path, tmp_path: Path) -> None:
+    options = [f"alignment.encoders=[{encoder}]", *ALIGNED, "engine.zero_stage=2", "train.steps=14"]
+    told = run(["doctor", *settings(with_crops, aligned, *options)[1:]], check=False).stdout
+    assert "goes on from step-00000012" in " ".join(told.split()) and str(encoder)[:8] in told
+    without = settings(with_crops, tmp_path / "run", f"alignment.encoders=[{tmp_path / 'nowhere'}]", *ALIGNED)
+    refused = run(["doctor", *without[1:]], check=False)
+    assert refused.returncode != 0 and "nowhere" in refused.stdout.replace("\n", "")
+
+
 def test_another_encoder_is_refused(aligned: Path, with_crops: Path, tmp_path: Path) -> None:
     save_encoder("dinov2", tmp_path / "other", seed=1)
     digest = yaml.safe_load((aligned / "config.yaml").read_text())["alignment"]["encoder_digests"][0]

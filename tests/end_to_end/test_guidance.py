@@ -81,6 +81,8 @@ def test_the_early_layer_guides_and_is_exported(trained: Path, gaussian: Path, t
     assert drawn(gaussian, tmp_path / "gaussian", "--guide-by", "early")
     run(["export", trained, "--to", "safetensors", "--out", tmp_path / "weights.safetensors"])
     assert "early_layer.linear.weight" in load_file(tmp_path / "weights.safetensors")
+    said = refused("import", tmp_path / "weights.safetensors", "--num-heads", "2", "--out", tmp_path / "back")
+    assert "hold early_layer." in said and "dit-scale train init_from=" in said
     said = refused("export", gaussian, "--to", "diffusers", "--out", tmp_path / "pipeline")
     assert "has model.early_block=1, and DiTTransformer2DModel has 0" in said
 
