@@ -46,7 +46,9 @@ OTHERS_OPTIONS = {
 
 EXCEPTIONS = {
     ("dit_scale.alignment.sources", "alignment.encoders"): "of a network in training, which these do not build",
-    ("dit_scale.autoencoder.pca", "autoencoder.pca_channels"): "only encode fits a codec",
+    ("dit_scale.autoencoder.fitted", "autoencoder.fit_images"): "only encode fits a codec",
+    ("dit_scale.autoencoder.fitted", "autoencoder.name"): "the same",
+    ("dit_scale.autoencoder.pca", "autoencoder.pca_channels"): "the same",
     ("dit_scale.autoencoder.base", "image_size"): "only encode asks for the size of a latent",
     ("dit_scale.config.loading", "data.path"): "an example of how a setting is written",
     ("dit_scale.config.training", "data.held_out_fraction"): "sample checks settings of its own, not a run's",

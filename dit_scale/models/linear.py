@@ -38,7 +38,9 @@ def use_fp8(blocks: nn.Module, device: torch.device | str) -> None:
         # A GPU's products in 8 bits take multiples of 16, which SwiGLU's width need not be.
         return not has_fp8 or module.in_features % 16 == 0 == module.out_features % 16
 
-    convert_to_float8_training(blocks, config=Float8LinearConfig(emulate=not has_fp8), module_filter_fn=is_wide)
+    # And so is the number of tokens, over which weights' gradients are summed: of routed ones it is any.
+    config = Float8LinearConfig(emulate=not has_fp8, pad_inner_dim=has_fp8)
+    convert_to_float8_training(blocks, config=config, module_filter_fn=is_wide)
 
 
 @operator("dit_scale::linear")

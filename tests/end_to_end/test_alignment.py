@@ -1,5 +1,6 @@
 """A run whose tokens are aligned with a frozen encoder: its log, its resume, and what is left of it afterwards."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -87,8 +88,10 @@ def test_doctor_sees_encoders_and_crops(aligned: Path, with_crops: Path, encoder
     told = run(["doctor", *settings(with_crops, aligned, *options)[1:]], check=False).stdout
     assert "goes on from step-00000012" in " ".join(told.split()) and str(encoder)[:8] in told
     without = settings(with_crops, tmp_path / "run", f"alignment.encoders=[{tmp_path / 'nowhere'}]", *ALIGNED)
-    refused = run(["doctor", *without[1:]], check=False)
-    assert refused.returncode != 0 and "nowhere" in refused.stdout.replace("\n", "")
+    refused = run(["doctor", *without[1:], "--json", tmp_path / "doctor.json"], check=False)
+    assert refused.returncode != 0
+    found = {one["name"]: one for one in json.loads((tmp_path / "doctor.json").read_text())["findings"]}
+    assert found["encoders"]["status"].lower() == "fail" and "nowhere" in found["encoders"]["figure"]
 
 
 def test_another_encoder_is_refused(aligned: Path, with_crops: Path, tmp_path: Path) -> None:
