@@ -16,7 +16,7 @@ from dit_scale.config import EngineConfig, TrainSection
 from dit_scale.distributed.runtime import World, die_with_parent, process_group, set_threads
 from dit_scale.zero.engine import set_learning_rate
 from dit_scale.zero.update_guard import UpdateGuard
-from tests.distributed.worker import begin, small_model
+from tests.distributed.worker import begin, plain_steps, small_model
 
 BATCH, STEPS, RATE = 4, 3, 1e-3
 HIDDEN = (3, 1)  # in this order
@@ -33,17 +33,7 @@ def loss_of(network: Any, part: slice) -> Tensor:
 def plain() -> dict[str, list[float]]:
     """Return what PyTorch alone makes of the whole batch."""
     model = small_model()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
-    losses, norms = [], []
-    for _ in range(STEPS):
-        loss = loss_of(model, slice(None))
-        optimizer.zero_grad()
-        loss.backward()
-        losses.append(loss.item())
-        norms.append(torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]).item())
-        optimizer.step()
-    return {"losses": losses, "norms": norms}
+    return plain_steps(model, lambda step: loss_of(model, slice(None)), STEPS, RATE)
 
 
 def under_deepspeed(stage: Literal[0, 1, 2, 3], every: int, is_compiled: bool, world: World) -> dict[str, list[float]]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from dit_scale.conditioning import Labels
@@ -28,7 +29,7 @@ from dit_scale.zero.batches import plan_batches
 from dit_scale.zero.engine import build_engine, set_learning_rate
 from dit_scale.zero.optimizer_state import OptimizerState
 from dit_scale.zero.update_guard import UpdateGuard
-from tests.distributed.worker import LATENTS, batch_at
+from tests.distributed.worker import LATENTS, batch_at, plain_steps
 from tests.networks import fill as fill_weights
 
 BATCH, STEPS, ROUTED_STEPS, RATE = 4, 4, 2, 1e-3
@@ -53,18 +54,12 @@ def loss_at(step: int, fill: str) -> LossFunction:
 def plain(fill: str) -> dict[str, list[float]]:
     """Return what PyTorch alone makes of the whole batch."""
     model = routed_model(fill)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
-    losses, norms = [], []
-    for step in range(STEPS):
+
+    def loss_of(step: int) -> Tensor:
         batch = batch_at(step, BATCH, World())
-        loss = total(loss_at(step, fill)(model, batch.moments, batch.conditions, batch.positions)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        losses.append(loss.item())
-        norms.append(torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]).item())
-        optimizer.step()
-    return {"losses": losses, "norms": norms}
+        return total(loss_at(step, fill)(model, batch.moments, batch.conditions, batch.positions)).mean()
+
+    return plain_steps(model, loss_of, STEPS, RATE)
 
 
 def under_deepspeed(stage: Literal[0, 1, 2, 3], fill: str, compiles: bool, world: World) -> dict[str, Any]:

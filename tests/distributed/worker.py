@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,23 @@ def small_model() -> DiT:
     model = DiT(latent_size=8, patch_size=2, hidden_size=48, depth=3, num_heads=4, num_classes=5)
     fill(model, std=0.02)
     return model
+
+
+def plain_steps(
+    model: DiT, loss_of: Callable[[int], Tensor], num_steps: int, learning_rate: float
+) -> dict[str, list[float]]:
+    """Return losses and gradient norms of steps that PyTorch alone takes, under AdamW."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    losses, norms = [], []
+    for step in range(num_steps):
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]).item())
+        optimizer.step()
+    return {"losses": losses, "norms": norms}
 
 
 def whole_master(state: TrainingState) -> dict[str, Tensor]:
