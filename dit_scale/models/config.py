@@ -125,7 +125,7 @@ class NetworkConfig:
         self._check_width("hidden_size", "num_heads")
         given = {name: value for name in _OF_HEAD if (value := getattr(self, name)) is not None}
         if given and (len(given) < len(_OF_HEAD) or min(given.values()) < 1):
-            told = ", ".join(f"{name}={getattr(self, name)}" for name in _OF_HEAD)
+            told = ", ".join(f"{name}={given.get(name, 'null')}" for name in _OF_HEAD)
             raise InputError(f"a head has a width, a depth and attention heads, 1 or more, and here {told}; give all")
         if given:
             self._check_width("head_hidden_size", "head_num_heads")

@@ -8,6 +8,7 @@ from typing import Any
 
 from dit_scale.checkpoint import Checkpoint
 from dit_scale.config import FIXED_FOR_A_RUN, Config, config_from, get, used
+from dit_scale.config.fields import shown
 from dit_scale.errors import InputError
 from dit_scale.files import exclusive_lock, make_writable_folder
 from dit_scale.recipe import with_preset
@@ -46,7 +47,7 @@ def check_resume(checkpoint: Checkpoint, config: Config, data: dict[str, Any]) -
         old, new = get(before, key), get(now, key)
         if old != new:
             raise InputError(
-                f"{key} is {new!r} but the run began with {old!r}, and it is fixed for a run; "
+                f"{key} is {_told(new)} but the run began with {_told(old)}, and it is fixed for a run; "
                 f"set it back, or start another run_dir (init_from= takes this run's weights along)"
             )
     if config.data.check_fingerprint and saved.data["fingerprint"] != data["fingerprint"]:
@@ -60,3 +61,8 @@ def check_resume(checkpoint: Checkpoint, config: Config, data: dict[str, Any]) -
             f"train.steps={config.train.steps} is less than the {saved.position.step} steps that the run has done; "
             f"give more steps, or start another run_dir"
         )
+
+
+def _told(value: Any) -> str:
+    """Return a value as a configuration has it, words in quotes."""
+    return repr(value) if isinstance(value, str) else shown(value)

@@ -142,7 +142,7 @@ def test_initial_weights_of_a_network_with_a_head_are_pytorchs_own() -> None:
     [
         ({"norm": "rms"}, "norm 'rms' is unknown; did you mean 'rmsnorm'"),
         ({"rope": True, "num_heads": 16}, "over num_heads 16 is 2 numbers a head, and rope needs a multiple of 4"),
-        ({"head_depth": 2}, "head_hidden_size=None, head_depth=2, head_num_heads=None; give all"),
+        ({"head_depth": 2}, "head_hidden_size=null, head_depth=2, head_num_heads=null; give all"),
         (HEAD | {"head_depth": 0}, "head_depth=0, head_num_heads=4; give all"),
         (HEAD | {"head_num_heads": 5}, "head_hidden_size 48 must be a multiple of head_num_heads 5"),
     ],

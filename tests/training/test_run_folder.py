@@ -18,6 +18,7 @@ NEEDED = ["run_dir=r", "data.path=d"]
     [
         (["diffusion.prediction=v"], "diffusion.prediction is 'v' but the run began with 'epsilon', and it is fixed"),
         (["diffusion.name=flow"], "diffusion.name is 'flow' but the run began with 'gaussian', and it is fixed"),
+        (["model.head_depth=2", "model.head_hidden_size=8"], "model.head_hidden_size is 8 but the run began with null"),
         (["seed=1"], "seed is 1 but the run began with 0, and it is fixed"),
     ],
 )
